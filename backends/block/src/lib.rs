@@ -1,0 +1,1 @@
+//! Block backends: raw files and block devices through io_uring or worker threads.

@@ -1,0 +1,1 @@
+//! Character backends: stdio, pseudo-terminals, files and Unix sockets.

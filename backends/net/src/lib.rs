@@ -1,0 +1,1 @@
+//! Network backends: TAP interfaces and unprivileged user-mode networking.

@@ -1,0 +1,2 @@
+//! The `nyx` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What this host can do: KVM, CPU, network, memory and I/O capabilities, measured.

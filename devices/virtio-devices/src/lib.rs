@@ -1,0 +1,1 @@
+//! virtio device models: blk, net, rng, console and vsock.

@@ -1,0 +1,1 @@
+//! ACPI tables as a pure function of a machine description.

@@ -1,0 +1,1 @@
+//! Direct kernel boot: ELF/PVH and bzImage, initrd, command line, boot memory maps.

@@ -1,0 +1,1 @@
+//! SMBIOS 3 structures as a pure function of a machine's identity.

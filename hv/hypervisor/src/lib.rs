@@ -1,0 +1,1 @@
+//! The hypervisor seam: virtual machines, vCPUs and the nine exits.

@@ -1,0 +1,1 @@
+//! KVM behind the hypervisor seam, with its own decoding of kvm_run.

@@ -1,0 +1,1 @@
+//! Composes a machine from a plan: fabric, unit graph, vCPU threads, quiesce.

@@ -1,0 +1,1 @@
+//! From a specification to addresses, interrupts and slots, as a pure function.

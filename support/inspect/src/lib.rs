@@ -1,0 +1,1 @@
+//! One state tree, two outputs: a JSON view and a Prometheus view from one derive.

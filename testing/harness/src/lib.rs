@@ -1,0 +1,1 @@
+//! Boots virtual machines for tests and for the demo; the lab.

@@ -1,0 +1,1 @@
+//! Saved state: tagged blobs with stable names, encoded apart from the runtime types.
