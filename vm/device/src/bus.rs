@@ -1,0 +1,187 @@
+//! Address decoding.
+
+use crate::{Hit, RegionId, Target};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+#[derive(Clone)]
+struct Window {
+    base: u64,
+    last: u64,
+    region: RegionId,
+    target: Arc<dyn Target>,
+}
+
+/// Two windows want the same addresses.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{new} at {base:#x} overlaps {existing}")]
+pub struct Conflict {
+    new: String,
+    existing: String,
+    base: u64,
+}
+
+/// An address space: port I/O or memory-mapped I/O.
+///
+/// Lookups are wait-free (the table is replaced, never edited), so vCPUs do not contend with each
+/// other or with a BAR being moved. Unclaimed addresses read all-ones and ignore writes. An access
+/// that runs past the end of a window is split there, as a bus bridge would.
+#[derive(Clone, Default)]
+pub struct Bus {
+    table: Arc<ArcSwap<Vec<Window>>>,
+    edit: Arc<Mutex<()>>,
+}
+
+/// A mapped window. Dropping it unmaps.
+#[must_use = "dropping a mapping unmaps it"]
+pub struct Mapping {
+    bus: Bus,
+    base: u64,
+}
+
+impl Bus {
+    /// Maps `len` bytes at `base` to window `region` of `target`. A window that is empty or wraps
+    /// around the address space conflicts with itself.
+    pub fn map(
+        &self,
+        base: u64,
+        len: u64,
+        region: RegionId,
+        target: Arc<dyn Target>,
+    ) -> Result<Mapping, Conflict> {
+        let conflict = |existing: &str| Conflict {
+            new: target.name().into(),
+            existing: existing.into(),
+            base,
+        };
+        let last = len
+            .checked_sub(1)
+            .and_then(|len| base.checked_add(len))
+            .ok_or_else(|| conflict("the end of the address space"))?;
+        let _edit = self.edit.lock();
+        let mut table = self.table.load().as_ref().clone();
+        let at = table.partition_point(|w| w.last < base);
+        if let Some(next) = table.get(at).filter(|w| w.base <= last) {
+            return Err(conflict(next.target.name()));
+        }
+        table.insert(at, Window { base, last, region, target });
+        self.table.store(Arc::new(table));
+        Ok(Mapping { bus: self.clone(), base })
+    }
+
+    /// Dispatches a read.
+    pub fn read(&self, addr: u64, data: &mut [u8]) {
+        let table = self.table.load();
+        let at = table.partition_point(|w| w.last < addr);
+        match table.get(at).filter(|w| w.base <= addr) {
+            Some(window) => {
+                let hit = Hit { region: window.region, offset: addr - window.base };
+                let room = usize::try_from(window.last - addr).unwrap_or(usize::MAX);
+                if data.len() <= room.saturating_add(1) {
+                    window.target.read(hit, data);
+                } else {
+                    let (head, tail) = data.split_at_mut(room + 1);
+                    window.target.read(hit, head);
+                    self.read(addr.wrapping_add(head.len() as u64), tail);
+                }
+            }
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Dispatches a write.
+    pub fn write(&self, addr: u64, data: &[u8]) {
+        let table = self.table.load();
+        let at = table.partition_point(|w| w.last < addr);
+        if let Some(window) = table.get(at).filter(|w| w.base <= addr) {
+            let hit = Hit { region: window.region, offset: addr - window.base };
+            let room = usize::try_from(window.last - addr).unwrap_or(usize::MAX);
+            if data.len() <= room.saturating_add(1) {
+                window.target.write(hit, data);
+            } else {
+                let (head, tail) = data.split_at(room + 1);
+                window.target.write(hit, head);
+                self.write(addr.wrapping_add(head.len() as u64), tail);
+            }
+        }
+    }
+
+    /// Every window: base, last byte, owner.
+    pub fn windows(&self) -> Vec<(u64, u64, String)> {
+        let table = self.table.load();
+        table.iter().map(|w| (w.base, w.last, w.target.name().into())).collect()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let _edit = self.bus.edit.lock();
+        let mut table = self.bus.table.load().as_ref().clone();
+        table.retain(|w| w.base != self.base);
+        self.bus.table.store(Arc::new(table));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo(&'static str, Mutex<Vec<(u64, Vec<u8>)>>);
+    impl Target for Echo {
+        fn read(&self, at: Hit, data: &mut [u8]) {
+            data.fill(at.offset as u8);
+        }
+        fn write(&self, at: Hit, data: &[u8]) {
+            self.1.lock().push((at.offset, data.to_vec()));
+        }
+        fn name(&self) -> &str {
+            self.0
+        }
+    }
+    fn echo(name: &'static str) -> Arc<Echo> {
+        Arc::new(Echo(name, Mutex::default()))
+    }
+
+    #[test]
+    fn routes_by_window_and_forgets_on_drop() {
+        let bus = Bus::default();
+        let mapping = bus.map(0x1000, 0x10, RegionId(0), echo("a")).unwrap();
+        let mut b = [0];
+        bus.read(0x1004, &mut b);
+        assert_eq!(b, [4]);
+        bus.read(0x1010, &mut b);
+        assert_eq!(b, [0xff]);
+        drop(mapping);
+        bus.read(0x1004, &mut b);
+        assert_eq!(b, [0xff]);
+    }
+
+    #[test]
+    fn an_access_over_the_edge_is_split() {
+        let bus = Bus::default();
+        let (a, b) = (echo("a"), echo("b"));
+        let _a = bus.map(0x10, 0x10, RegionId(0), a.clone()).unwrap();
+        let _b = bus.map(0x20, 0x10, RegionId(0), b.clone()).unwrap();
+        bus.write(0x1e, &[1, 2, 3, 4]);
+        assert_eq!(*a.1.lock(), [(0xe, vec![1, 2])]);
+        assert_eq!(*b.1.lock(), [(0, vec![3, 4])]);
+        let mut data = [0; 4];
+        bus.read(0x2e, &mut data);
+        assert_eq!(data, [0xe, 0xe, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn conflicts_name_both_parties() {
+        let bus = Bus::default();
+        let _a = bus.map(0x10, 0x10, RegionId(0), echo("a")).unwrap();
+        let overlap = bus.map(0x1f, 1, RegionId(0), echo("b")).err().unwrap();
+        assert_eq!(overlap.to_string(), "b at 0x1f overlaps a");
+        assert!(bus.map(u64::MAX, 2, RegionId(0), echo("c")).is_err());
+        assert!(bus.map(0, 0, RegionId(0), echo("c")).is_err());
+        let _top = bus.map(u64::MAX, 1, RegionId(0), echo("top")).unwrap();
+        let mut two = [0; 2];
+        bus.read(u64::MAX, &mut two);
+        assert_eq!(two, [0, 0xff]);
+    }
+}
