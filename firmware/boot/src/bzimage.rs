@@ -46,7 +46,10 @@ pub(crate) fn is_bzimage(head: &[u8]) -> bool {
 
 /// Reads the setup header in the first bytes `head` of a file of `size` bytes.
 pub(crate) fn parse(head: &[u8], size: u64) -> Result<BzImage, KernelFault> {
-    let truncated = KernelFault::Truncated { needs: SETUP_HEADER_END as u64, has: size };
+    let truncated = KernelFault::Truncated {
+        needs: SETUP_HEADER_END as u64,
+        has: size,
+    };
     let read = || -> Option<Result<BzImage, KernelFault>> {
         let version = le::<2>(head, 0x206)? as u16;
         if version < OLDEST_VERSION {
@@ -57,7 +60,9 @@ pub(crate) fn parse(head: &[u8], size: u64) -> Result<BzImage, KernelFault> {
             return Some(Err(KernelFault::ThirtyTwoBitBzImage));
         }
         if *head.get(0x211)? as u64 & LOADED_HIGH == 0 {
-            return Some(Err(KernelFault::Malformed("it is a zImage, to be loaded below 1 MiB")));
+            return Some(Err(KernelFault::Malformed(
+                "it is a zImage, to be loaded below 1 MiB",
+            )));
         }
         let setup_sectors = match *head.get(SETUP_HEADER)? {
             0 => 4, // boot.rst: for backwards compatibility
@@ -82,7 +87,9 @@ pub(crate) fn parse(head: &[u8], size: u64) -> Result<BzImage, KernelFault> {
             setup_header: head.get(SETUP_HEADER..header_end)?.to_vec(),
         };
         if image.load_address.checked_add(image.memory_len()).is_none() {
-            return Some(Err(KernelFault::Malformed("its preferred address lies beyond 2^64")));
+            return Some(Err(KernelFault::Malformed(
+                "its preferred address lies beyond 2^64",
+            )));
         }
         Some(Ok(image))
     };

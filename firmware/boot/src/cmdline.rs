@@ -52,7 +52,9 @@ pub enum ComposeError {
     #[error("the command line has an opening quote at byte {0} that is never closed: close it")]
     OpenQuote(usize),
     /// Longer than the kernel keeps.
-    #[error("the command line has {0} bytes with what was added, but Linux keeps at most {MAX}: shorten it")]
+    #[error(
+        "the command line has {0} bytes with what was added, but Linux keeps at most {MAX}: shorten it"
+    )]
     TooLong(usize),
 }
 
@@ -63,15 +65,24 @@ pub fn compose(request: &CommandLineRequest<'_>) -> Result<CommandLine, ComposeE
     let user = request.user.trim();
     check_text(user)?;
     let words = split(user)?;
-    let own = words.iter().take_while(|word| word.as_str() != "--").collect::<Vec<_>>();
-    let value = |name: &str| own.iter().filter(|word| key(word) == name).collect::<Vec<_>>();
+    let own = words
+        .iter()
+        .take_while(|word| word.as_str() != "--")
+        .collect::<Vec<_>>();
+    let value = |name: &str| {
+        own.iter()
+            .filter(|word| key(word) == name)
+            .collect::<Vec<_>>()
+    };
 
     let mut added: Vec<String> = Vec::new();
     let mut explanation = Vec::new();
     match (request.console, value("console").first()) {
         (Some(console), None) => {
             added.push(format!("console={console}"));
-            explanation.push(format!("console={console} added: the command line names no console"));
+            explanation.push(format!(
+                "console={console} added: the command line names no console"
+            ));
         }
         (Some(_), Some(word)) => explanation.push(format!("{word} kept: given by the user")),
         (None, _) => {}
@@ -79,7 +90,10 @@ pub fn compose(request: &CommandLineRequest<'_>) -> Result<CommandLine, ComposeE
 
     let roots = value("root");
     if let [first, second, ..] = roots.as_slice() {
-        return Err(ComposeError::TwoRoots(first.to_string(), second.to_string()));
+        return Err(ComposeError::TwoRoots(
+            first.to_string(),
+            second.to_string(),
+        ));
     }
     match (&request.root, roots.first()) {
         (_, Some(word)) => explanation.push(format!("{word} kept: given by the user")),
@@ -99,7 +113,10 @@ pub fn compose(request: &CommandLineRequest<'_>) -> Result<CommandLine, ComposeE
         check_text(word)?;
         // A machine's word may not smuggle in a second root either.
         if key(word) == "root"
-            && let Some(other) = roots.first().map(|w| w.to_string()).or(added.iter().find(|w| key(w) == "root").cloned())
+            && let Some(other) = roots
+                .first()
+                .map(|w| w.to_string())
+                .or(added.iter().find(|w| key(w) == "root").cloned())
         {
             return Err(ComposeError::TwoRoots(other, word.clone()));
         }
@@ -118,13 +135,17 @@ pub fn compose(request: &CommandLineRequest<'_>) -> Result<CommandLine, ComposeE
 fn root_word(root: &RootRequest<'_>) -> (String, String) {
     let device = root.device;
     match root.disk {
-        RootDisk::GptPartition { partuuid, index, .. } => (
+        RootDisk::GptPartition {
+            partuuid, index, ..
+        } => (
             format!("root=PARTUUID={partuuid}"),
             format!("partition {index} of {device} is its Linux root partition (GPT)"),
         ),
         RootDisk::MbrPartition { disk_id: 0, index } => (
             format!("root={device}{index}"),
-            format!("partition {index} of {device} is its only Linux partition (MBR without disk id)"),
+            format!(
+                "partition {index} of {device} is its only Linux partition (MBR without disk id)"
+            ),
         ),
         RootDisk::MbrPartition { disk_id, index } => (
             format!("root=PARTUUID={disk_id:08x}-{index:02x}"),
@@ -143,7 +164,9 @@ fn root_mode(root: &RootRequest<'_>) -> (&'static str, &'static str) {
         RootDisk::WholeDisk { file_system } if file_system.is_read_only() => {
             ("ro", "this kind of file system is read-only")
         }
-        RootDisk::GptPartition { read_only: true, .. } => ("ro", "the partition is marked read-only"),
+        RootDisk::GptPartition {
+            read_only: true, ..
+        } => ("ro", "the partition is marked read-only"),
         _ => ("rw", "the command line says neither ro nor rw"),
     }
 }
@@ -151,11 +174,17 @@ fn root_mode(root: &RootRequest<'_>) -> (&'static str, &'static str) {
 /// The name of a parameter; quotes may surround a whole word, and Linux takes `-` and `_` for the same.
 fn key(word: &str) -> &str {
     let word = word.trim_start_matches('"');
-    word.split_once('=').map_or(word, |(key, _)| key).trim_end_matches('"')
+    word.split_once('=')
+        .map_or(word, |(key, _)| key)
+        .trim_end_matches('"')
 }
 
 fn check_text(text: &str) -> Result<(), ComposeError> {
-    for (byte, what) in [('\0', "NUL"), ('\n', "line break"), ('\r', "carriage return")] {
+    for (byte, what) in [
+        ('\0', "NUL"),
+        ('\n', "line break"),
+        ('\r', "carriage return"),
+    ] {
         if let Some(at) = text.find(byte) {
             return Err(ComposeError::Broken(what, at));
         }
@@ -209,7 +238,11 @@ mod tests {
         CommandLineRequest {
             user,
             console: Some("ttyS0"),
-            root: disk.map(|disk| RootRequest { device: "/dev/vda", disk, read_only: false }),
+            root: disk.map(|disk| RootRequest {
+                device: "/dev/vda",
+                disk,
+                read_only: false,
+            }),
             machine: &[],
         }
     }
@@ -227,13 +260,26 @@ mod tests {
         );
         assert_eq!(line.explanation.len(), 3);
         assert!(line.explanation[1].contains("partition 1 of /dev/vda"));
-        let whole = RootDisk::WholeDisk { file_system: FileSystem::Ext4 };
+        let whole = RootDisk::WholeDisk {
+            file_system: FileSystem::Ext4,
+        };
         assert_eq!(text("ro", Some(&whole)), "console=ttyS0 root=/dev/vda ro");
-        let squash = RootDisk::WholeDisk { file_system: FileSystem::Squashfs };
+        let squash = RootDisk::WholeDisk {
+            file_system: FileSystem::Squashfs,
+        };
         assert_eq!(text("", Some(&squash)), "console=ttyS0 root=/dev/vda ro");
-        let mbr = RootDisk::MbrPartition { disk_id: 0x00ab_cdef, index: 2 };
-        assert_eq!(text("", Some(&mbr)), "console=ttyS0 root=PARTUUID=00abcdef-02 rw");
-        let no_id = RootDisk::MbrPartition { disk_id: 0, index: 2 };
+        let mbr = RootDisk::MbrPartition {
+            disk_id: 0x00ab_cdef,
+            index: 2,
+        };
+        assert_eq!(
+            text("", Some(&mbr)),
+            "console=ttyS0 root=PARTUUID=00abcdef-02 rw"
+        );
+        let no_id = RootDisk::MbrPartition {
+            disk_id: 0,
+            index: 2,
+        };
         assert_eq!(text("", Some(&no_id)), "console=ttyS0 root=/dev/vda2 rw");
         assert_eq!(text("  ", None), "console=ttyS0");
     }
@@ -250,8 +296,15 @@ mod tests {
         assert!(text("-- root=/dev/x", Some(&gpt())).starts_with("console=ttyS0 root=PARTUUID="));
         assert!(text("dyndbg=\"file a root=x +p\"", Some(&gpt())).contains("root=PARTUUID="));
         let machine = ["virtio_mmio.device=4K@0xd0000000:5".to_string()];
-        let line = compose(&CommandLineRequest { machine: &machine, ..request("quiet", None) }).unwrap();
-        assert_eq!(line.text, "console=ttyS0 virtio_mmio.device=4K@0xd0000000:5 quiet");
+        let line = compose(&CommandLineRequest {
+            machine: &machine,
+            ..request("quiet", None)
+        })
+        .unwrap();
+        assert_eq!(
+            line.text,
+            "console=ttyS0 virtio_mmio.device=4K@0xd0000000:5 quiet"
+        );
     }
 
     #[test]
@@ -262,13 +315,19 @@ mod tests {
             error.to_string(),
             "the command line names two root devices, `root=/dev/vda` and `root=/dev/vdb`: keep one"
         );
-        assert_eq!(refuse("root=a \"root=b c\""), ComposeError::TwoRoots("root=a".into(), "\"root=b c\"".into()));
+        assert_eq!(
+            refuse("root=a \"root=b c\""),
+            ComposeError::TwoRoots("root=a".into(), "\"root=b c\"".into())
+        );
         assert_eq!(refuse("a\nb"), ComposeError::Broken("line break", 1));
         assert_eq!(refuse("a\0b"), ComposeError::Broken("NUL", 1));
         assert_eq!(refuse("a \"b c"), ComposeError::OpenQuote(2));
         assert_eq!(refuse(&"x".repeat(2040)), ComposeError::TooLong(2054));
         let machine = ["root=/dev/vdc".to_string()];
-        let user = CommandLineRequest { machine: &machine, ..request("root=/dev/vda", None) };
+        let user = CommandLineRequest {
+            machine: &machine,
+            ..request("root=/dev/vda", None)
+        };
         assert!(matches!(compose(&user), Err(ComposeError::TwoRoots(..))));
     }
 }

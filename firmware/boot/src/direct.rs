@@ -55,9 +55,15 @@ impl<S: Payload> Initrd<S> {
     pub fn read(source: S, name: impl Into<String>) -> Result<Self, OpenInitrdError> {
         let name = name.into();
         match source.size() {
-            Ok(0) => Err(OpenInitrdError { name, fault: KernelFault::Empty }),
+            Ok(0) => Err(OpenInitrdError {
+                name,
+                fault: KernelFault::Empty,
+            }),
             Ok(len) => Ok(Initrd { name, source, len }),
-            Err(error) => Err(OpenInitrdError { name, fault: KernelFault::Read(error) }),
+            Err(error) => Err(OpenInitrdError {
+                name,
+                fault: KernelFault::Read(error),
+            }),
         }
     }
 
@@ -103,7 +109,9 @@ pub enum BootPlanError {
         ram_end: u64,
     },
     /// The kernel wants memory that the boot structures use.
-    #[error("kernel {kernel} wants to be loaded at {address:#x}, but memory below 1 MiB is kept for boot structures: link it at 1 MiB or above")]
+    #[error(
+        "kernel {kernel} wants to be loaded at {address:#x}, but memory below 1 MiB is kept for boot structures: link it at 1 MiB or above"
+    )]
     KernelTooLow {
         /// Name of the kernel.
         kernel: String,
@@ -122,7 +130,9 @@ pub enum BootPlanError {
         limit: u64,
     },
     /// Longer than the kernel keeps.
-    #[error("the kernel command line has {len} bytes, but this kernel takes at most {max}: shorten it")]
+    #[error(
+        "the kernel command line has {len} bytes, but this kernel takes at most {max}: shorten it"
+    )]
     CommandLineTooLong {
         /// Its length.
         len: u64,
@@ -159,7 +169,9 @@ pub enum LoadError {
         error: io::Error,
     },
     /// The initrd given is not the one planned for.
-    #[error("the initrd has {found} bytes, but the plan was made for {planned}: did the file change?")]
+    #[error(
+        "the initrd has {found} bytes, but the plan was made for {planned}: did the file change?"
+    )]
     InitrdChanged {
         /// Bytes the plan has room for; 0 when it has none.
         planned: u64,
@@ -199,8 +211,16 @@ pub struct BootPlan {
 
 impl BootPlan {
     /// Places `kernel` and what `request` names in the guest's memory.
-    pub fn build<S: Payload>(kernel: &Kernel<S>, request: BootRequest<'_>) -> Result<Self, BootPlanError> {
-        let BootRequest { memory_map, command_line, initrd_len, rsdp } = request;
+    pub fn build<S: Payload>(
+        kernel: &Kernel<S>,
+        request: BootRequest<'_>,
+    ) -> Result<Self, BootPlanError> {
+        let BootRequest {
+            memory_map,
+            command_line,
+            initrd_len,
+            rsdp,
+        } = request;
         let segments = kernel.segments();
         let mut taken = Vec::with_capacity(segments.len());
         for segment in &segments {
@@ -228,7 +248,10 @@ impl BootPlan {
         let command_line_max = command_line_max.min(layout::COMMAND_LINE_SPACE - 1);
         let len = command_line.len() as u64;
         if len > command_line_max {
-            return Err(BootPlanError::CommandLineTooLong { len, max: command_line_max });
+            return Err(BootPlanError::CommandLineTooLong {
+                len,
+                max: command_line_max,
+            });
         }
         if command_line.contains(['\0', '\n', '\r']) {
             return Err(BootPlanError::CommandLineBroken);
@@ -252,7 +275,14 @@ impl BootPlan {
             },
         };
         let command_line = command_line.into();
-        Ok(BootPlan { segments, initrd, command_line, memory_map, rsdp, entry })
+        Ok(BootPlan {
+            segments,
+            initrd,
+            command_line,
+            memory_map,
+            rsdp,
+            entry,
+        })
     }
 
     /// The plan in lines for people.
@@ -297,12 +327,22 @@ impl BootPlan {
                     RamContent::Zero => Ok(()),
                     RamContent::Unknown => {
                         let from = segment.address.saturating_add(segment.file_len);
-                        zero(memory, from, segment.memory_len.saturating_sub(segment.file_len))
+                        zero(
+                            memory,
+                            from,
+                            segment.memory_len.saturating_sub(segment.file_len),
+                        )
                     }
                 })
-                .map_err(|error| LoadError::Kernel { name: kernel.name().into(), error })?;
+                .map_err(|error| LoadError::Kernel {
+                    name: kernel.name().into(),
+                    error,
+                })?;
         }
-        let planned = self.initrd.as_ref().map_or(0, |range| range.end - range.start);
+        let planned = self
+            .initrd
+            .as_ref()
+            .map_or(0, |range| range.end - range.start);
         let found = initrd.map_or(0, Initrd::size);
         if planned != found {
             return Err(LoadError::InitrdChanged { planned, found });
@@ -311,7 +351,10 @@ impl BootPlan {
             initrd
                 .source
                 .copy_to_guest(0, initrd.len, memory, GuestAddress(range.start))
-                .map_err(|error| LoadError::Initrd { name: initrd.name.clone(), error })?;
+                .map_err(|error| LoadError::Initrd {
+                    name: initrd.name.clone(),
+                    error,
+                })?;
         }
         if content == RamContent::Unknown {
             zero(memory, 0, layout::GDT).map_err(|_| LoadError::NoMemory(0))?;
@@ -328,8 +371,10 @@ impl BootPlan {
     fn structures(&self, image: &Image) -> Vec<(u64, Vec<u8>)> {
         let mut command_line = self.command_line.clone().into_bytes();
         command_line.push(0);
-        let mut structures =
-            vec![(layout::GDT, self.entry.gdt_bytes().to_vec()), (layout::COMMAND_LINE, command_line)];
+        let mut structures = vec![
+            (layout::GDT, self.entry.gdt_bytes().to_vec()),
+            (layout::COMMAND_LINE, command_line),
+        ];
         match self.entry.protocol {
             Protocol::Pvh => {
                 structures.push((layout::PVH_START_INFO, self.start_info()));
@@ -352,7 +397,11 @@ impl BootPlan {
         bytes.extend(1u32.to_le_bytes()); // version: has a memory map
         bytes.extend(0u32.to_le_bytes()); // flags: not an initial domain
         bytes.extend(u32::from(self.initrd.is_some()).to_le_bytes());
-        let modules = if self.initrd.is_some() { layout::PVH_MODULES } else { 0 };
+        let modules = if self.initrd.is_some() {
+            layout::PVH_MODULES
+        } else {
+            0
+        };
         bytes.extend(modules.to_le_bytes());
         bytes.extend(layout::COMMAND_LINE.to_le_bytes());
         bytes.extend(self.rsdp.unwrap_or(0).to_le_bytes());
@@ -416,7 +465,10 @@ impl BootPlan {
         }
         let flags = page.bytes.get(LOADFLAGS).copied().unwrap_or(0) | LOADED_HIGH;
         page.put(TYPE_OF_LOADER, &[LOADER_UNDEFINED, flags]);
-        page.put(COMMAND_LINE_POINTER, &(layout::COMMAND_LINE as u32).to_le_bytes());
+        page.put(
+            COMMAND_LINE_POINTER,
+            &(layout::COMMAND_LINE as u32).to_le_bytes(),
+        );
         page.put(ACPI_RSDP, &self.rsdp.unwrap_or(0).to_le_bytes());
         if let Some(initrd) = &self.initrd {
             let (start, len) = (initrd.start, initrd.end - initrd.start);
@@ -443,7 +495,9 @@ struct Page {
 
 impl Page {
     fn new() -> Self {
-        Page { bytes: vec![0; 4096] }
+        Page {
+            bytes: vec![0; 4096],
+        }
     }
 
     fn put(&mut self, at: usize, value: &[u8]) {
@@ -460,7 +514,9 @@ fn zero<M: GuestMemoryBackend>(memory: &M, from: u64, len: u64) -> io::Result<()
         let step = (len - done).min(ZEROS.len() as u64);
         let at = from.checked_add(done).ok_or(io::ErrorKind::InvalidInput)?;
         let zeros = ZEROS.get(..step as usize).unwrap_or(&ZEROS);
-        memory.write_slice(zeros, GuestAddress(at)).map_err(io::Error::other)?;
+        memory
+            .write_slice(zeros, GuestAddress(at))
+            .map_err(io::Error::other)?;
         done += step;
     }
     Ok(())

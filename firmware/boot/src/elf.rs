@@ -45,7 +45,11 @@ struct Class {
 impl Class {
     /// Address-sized field at `narrow` (32-bit class) or `wide` (64-bit class).
     fn address(&self, bytes: &[u8], narrow: usize, wide: usize) -> Option<u64> {
-        if self.wide { le::<8>(bytes, wide) } else { le::<4>(bytes, narrow) }
+        if self.wide {
+            le::<8>(bytes, wide)
+        } else {
+            le::<4>(bytes, narrow)
+        }
     }
 }
 
@@ -77,48 +81,83 @@ pub(crate) fn parse(
 ) -> Result<ElfKernel, KernelFault> {
     let truncated = |needs| KernelFault::Truncated { needs, has: size };
     let field = |offset, len: u64| {
-        le::<2>(head, offset).map(|v| v as u16).ok_or(truncated(offset as u64 + len))
+        le::<2>(head, offset)
+            .map(|v| v as u16)
+            .ok_or(truncated(offset as u64 + len))
     };
     let class = match head.get(4) {
-        Some(1) => Class { wide: false, header_size: 52 },
-        Some(2) => Class { wide: true, header_size: 64 },
-        Some(_) => return Err(KernelFault::Malformed("its ELF class is neither 32-bit nor 64-bit")),
+        Some(1) => Class {
+            wide: false,
+            header_size: 52,
+        },
+        Some(2) => Class {
+            wide: true,
+            header_size: 64,
+        },
+        Some(_) => {
+            return Err(KernelFault::Malformed(
+                "its ELF class is neither 32-bit nor 64-bit",
+            ));
+        }
         None => return Err(truncated(64)),
     };
     let machine = match head.get(5) {
         Some(1) => field(18, 2)?,
-        _ => return Err(KernelFault::ForeignMachine(machine_name(field(18, 2)?.swap_bytes()))),
+        _ => {
+            return Err(KernelFault::ForeignMachine(machine_name(
+                field(18, 2)?.swap_bytes(),
+            )));
+        }
     };
     if machine != EM_X86_64 && machine != EM_386 {
         return Err(KernelFault::ForeignMachine(machine_name(machine)));
     }
     match field(16, 2)? {
         ET_EXEC | ET_DYN => {}
-        1 => return Err(KernelFault::NotAKernel("an object file that has not been linked".into())),
+        1 => {
+            return Err(KernelFault::NotAKernel(
+                "an object file that has not been linked".into(),
+            ));
+        }
         4 => return Err(KernelFault::NotAKernel("a core dump".into())),
-        _ => return Err(KernelFault::Malformed("its ELF type is neither executable nor shared")),
+        _ => {
+            return Err(KernelFault::Malformed(
+                "its ELF type is neither executable nor shared",
+            ));
+        }
     }
     let header = || -> Option<(u64, u64, u16, u64)> {
         let entry = class.address(head, 24, 24)?;
         let table = class.address(head, 28, 32)?;
         let (size_at, count_at) = if class.wide { (54, 56) } else { (42, 44) };
-        Some((entry, table, le::<2>(head, size_at)? as u16, le::<2>(head, count_at)?))
+        Some((
+            entry,
+            table,
+            le::<2>(head, size_at)? as u16,
+            le::<2>(head, count_at)?,
+        ))
     };
     let (entry, table, entry_size, count) = header().ok_or(truncated(class.header_size))?;
     let expected_size: u16 = if class.wide { 56 } else { 32 };
     if count == 0 {
-        return Err(KernelFault::Malformed("it has no program headers, so nothing to load"));
+        return Err(KernelFault::Malformed(
+            "it has no program headers, so nothing to load",
+        ));
     }
     if entry_size != expected_size {
-        return Err(KernelFault::Malformed("its program headers have the wrong size"));
+        return Err(KernelFault::Malformed(
+            "its program headers have the wrong size",
+        ));
     }
     if count > MAX_PROGRAM_HEADERS {
-        return Err(KernelFault::Malformed("it has more than 128 program headers"));
+        return Err(KernelFault::Malformed(
+            "it has more than 128 program headers",
+        ));
     }
     let table_len = count * u64::from(entry_size);
-    let table_end = table
-        .checked_add(table_len)
-        .ok_or(KernelFault::Malformed("its program headers lie beyond 2^64"))?;
+    let table_end = table.checked_add(table_len).ok_or(KernelFault::Malformed(
+        "its program headers lie beyond 2^64",
+    ))?;
     if table_end > size {
         return Err(truncated(table_end));
     }
@@ -152,17 +191,27 @@ pub(crate) fn parse(
     segments.sort_by_key(|header| header.physical);
     check_segments(&segments, size)?;
 
-    let long_entry = if class.wide && machine == EM_X86_64 { physical_entry(&segments, entry) } else { None };
+    let long_entry = if class.wide && machine == EM_X86_64 {
+        physical_entry(&segments, entry)
+    } else {
+        None
+    };
     if let Some(entry) = pvh_entry
-        && !segments.iter().any(|s| s.memory().contains(&u64::from(entry)))
+        && !segments
+            .iter()
+            .any(|s| s.memory().contains(&u64::from(entry)))
     {
-        return Err(KernelFault::Malformed("its PVH entry point lies outside its segments"));
+        return Err(KernelFault::Malformed(
+            "its PVH entry point lies outside its segments",
+        ));
     }
     if pvh_entry.is_none() && !class.wide {
         return Err(KernelFault::ThirtyTwoBit);
     }
     if pvh_entry.is_none() && long_entry.is_none() {
-        return Err(KernelFault::Malformed("its entry point lies outside its segments"));
+        return Err(KernelFault::Malformed(
+            "its entry point lies outside its segments",
+        ));
     }
     let segments = segments
         .iter()
@@ -173,7 +222,11 @@ pub(crate) fn parse(
             memory_len: s.memory_len,
         })
         .collect();
-    Ok(ElfKernel { segments, pvh_entry, long_entry })
+    Ok(ElfKernel {
+        segments,
+        pvh_entry,
+        long_entry,
+    })
 }
 
 struct ProgramHeader {
@@ -212,17 +265,33 @@ fn check_segments(segments: &[ProgramHeader], size: u64) -> Result<(), KernelFau
     let mut free_from = 0;
     for segment in segments {
         if segment.file_len > segment.memory_len {
-            return Err(KernelFault::Malformed("a segment is larger in the file than in memory"));
+            return Err(KernelFault::Malformed(
+                "a segment is larger in the file than in memory",
+            ));
         }
         let file_end = segment.offset.checked_add(segment.file_len);
         match file_end {
             Some(end) if end <= size => {}
-            Some(end) => return Err(KernelFault::Truncated { needs: end, has: size }),
-            None => return Err(KernelFault::Malformed("a segment lies beyond 2^64 in the file")),
+            Some(end) => {
+                return Err(KernelFault::Truncated {
+                    needs: end,
+                    has: size,
+                });
+            }
+            None => {
+                return Err(KernelFault::Malformed(
+                    "a segment lies beyond 2^64 in the file",
+                ));
+            }
         }
-        let end = segment.physical.checked_add(segment.memory_len).filter(|end| *end <= MAX_PHYSICAL);
+        let end = segment
+            .physical
+            .checked_add(segment.memory_len)
+            .filter(|end| *end <= MAX_PHYSICAL);
         let Some(end) = end else {
-            return Err(KernelFault::Malformed("a segment lies beyond the physical address space"));
+            return Err(KernelFault::Malformed(
+                "a segment lies beyond the physical address space",
+            ));
         };
         // Overlapping segments would let a small file describe endless copying.
         if segment.physical < free_from {
@@ -239,7 +308,9 @@ fn physical_entry(segments: &[ProgramHeader], entry: u64) -> Option<u64> {
         return Some(entry);
     }
     segments.iter().find_map(|s| {
-        let inside = entry.checked_sub(s.virtual_).filter(|inside| *inside < s.memory_len)?;
+        let inside = entry
+            .checked_sub(s.virtual_)
+            .filter(|inside| *inside < s.memory_len)?;
         s.physical.checked_add(inside)
     })
 }
@@ -252,7 +323,10 @@ fn pvh_note(
 ) -> Result<Option<u32>, KernelFault> {
     let end = header.offset.checked_add(header.file_len);
     if end.is_none_or(|end| end > size) {
-        return Err(KernelFault::Truncated { needs: end.unwrap_or(u64::MAX), has: size });
+        return Err(KernelFault::Truncated {
+            needs: end.unwrap_or(u64::MAX),
+            has: size,
+        });
     }
     if header.file_len > MAX_NOTES {
         return Err(KernelFault::Malformed("its notes are larger than 1 MiB"));
@@ -268,7 +342,9 @@ fn pvh_note(
     match found {
         None => Ok(None),
         Some(entry) if entry < FOUR_GIB => Ok(Some(entry as u32)),
-        Some(_) => Err(KernelFault::Malformed("its PVH entry point lies above 4 GiB")),
+        Some(_) => Err(KernelFault::Malformed(
+            "its PVH entry point lies above 4 GiB",
+        )),
     }
 }
 
@@ -280,8 +356,12 @@ fn find_note(notes: &[u8], align: usize) -> Option<u64> {
     {
         let padded = |len: u64| usize::try_from(len).ok()?.checked_next_multiple_of(align);
         let name = rest.get(12..)?.get(..usize::try_from(name_len).ok()?)?;
-        let desc_at = 12usize.checked_add(usize::try_from(name_len).ok()?)?.checked_next_multiple_of(align)?;
-        let desc = rest.get(desc_at..)?.get(..usize::try_from(desc_len).ok()?)?;
+        let desc_at = 12usize
+            .checked_add(usize::try_from(name_len).ok()?)?
+            .checked_next_multiple_of(align)?;
+        let desc = rest
+            .get(desc_at..)?
+            .get(..usize::try_from(desc_len).ok()?)?;
         if kind == XEN_ELFNOTE_PHYS32_ENTRY && name.strip_suffix(b"\0").unwrap_or(name) == b"Xen" {
             return match desc.len() {
                 4 => le::<4>(desc, 0),

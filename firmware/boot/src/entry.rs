@@ -155,7 +155,13 @@ impl CpuEntry {
             cr4: if long { CR4_PAE } else { 0 },
             efer: if long { EFER_LME | EFER_LMA } else { 0 },
             // Execute/read, accessed; the L and D bits exclude each other (SDM vol. 3 §5.2.1).
-            cs: Segment { selector: CODE_SELECTOR, type_: 0xb, l: long, db: !long, ..flat },
+            cs: Segment {
+                selector: CODE_SELECTOR,
+                type_: 0xb,
+                l: long,
+                db: !long,
+                ..flat
+            },
             data: flat,
             // Busy TSS: 11 means 32-bit in protected mode, 64-bit in long mode. VM entry refuses any other.
             tr: Segment {
@@ -167,7 +173,10 @@ impl CpuEntry {
                 g: false,
                 ..flat
             },
-            gdt: DescriptorTable { base: layout::GDT, limit: (GDT_SLOTS * 8 - 1) as u16 },
+            gdt: DescriptorTable {
+                base: layout::GDT,
+                limit: (GDT_SLOTS * 8 - 1) as u16,
+            },
             idt: DescriptorTable::default(),
         }
     }
@@ -204,7 +213,10 @@ pub fn identity_page_tables() -> Vec<u8> {
             _ => 0,
         };
     }
-    entries.iter().flat_map(|entry| entry.to_le_bytes()).collect()
+    entries
+        .iter()
+        .flat_map(|entry| entry.to_le_bytes())
+        .collect()
 }
 
 #[cfg(test)]
@@ -219,9 +231,15 @@ mod tests {
         assert_eq!(long.tr.descriptor(), 0x0000_8b00_0000_0067);
         let pvh = CpuEntry::pvh(0x100_0000);
         assert_eq!(pvh.cs.descriptor(), 0x00cf_9b00_0000_ffff);
-        assert_eq!(pvh.gdt_bytes()[0x10..0x18], 0x00cf_9b00_0000_ffff_u64.to_le_bytes());
+        assert_eq!(
+            pvh.gdt_bytes()[0x10..0x18],
+            0x00cf_9b00_0000_ffff_u64.to_le_bytes()
+        );
         assert_eq!(pvh.gdt.limit, 47);
-        let based = Segment { base: 0x1234_5678, ..long.tr };
+        let based = Segment {
+            base: 0x1234_5678,
+            ..long.tr
+        };
         assert_eq!(based.descriptor(), 0x1200_8b34_5678_0067);
     }
 
@@ -229,11 +247,17 @@ mod tests {
     fn entry_modes_follow_their_protocols() {
         let pvh = CpuEntry::pvh(0x100_0000);
         assert_eq!((pvh.cr0, pvh.cr3, pvh.cr4, pvh.efer), (0x11, 0, 0, 0));
-        assert_eq!((pvh.rbx, pvh.rsi, pvh.rflags), (layout::PVH_START_INFO, 0, 2));
+        assert_eq!(
+            (pvh.rbx, pvh.rsi, pvh.rflags),
+            (layout::PVH_START_INFO, 0, 2)
+        );
         assert_eq!((pvh.cs.selector, pvh.data.selector), (0x10, 0x18));
         let long = CpuEntry::linux64(0x20_0000);
         assert_eq!((long.cr0, long.cr3, long.cr4), (0x8000_0011, 0x9000, 0x20));
-        assert_eq!((long.efer, long.rsi, long.rbx), (0x500, layout::BOOT_PARAMS, 0));
+        assert_eq!(
+            (long.efer, long.rsi, long.rbx),
+            (0x500, layout::BOOT_PARAMS, 0)
+        );
     }
 
     #[test]
@@ -251,6 +275,10 @@ mod tests {
             assert_eq!((pml4e & 0x83, pdpte & 0x83, pde & 0x83), (3, 3, 0x83));
             assert_eq!((pde & !0x1f_ffff) | (address & 0x1f_ffff), address);
         }
-        assert_eq!(entry(layout::PAGE_TABLES + 0x1000, 4), 0, "nothing above 4 GiB");
+        assert_eq!(
+            entry(layout::PAGE_TABLES + 0x1000, 4),
+            0,
+            "nothing above 4 GiB"
+        );
     }
 }

@@ -67,7 +67,9 @@ pub enum KernelFault {
     #[error("is a program for {0}, but this machine is x86-64: give it an x86-64 kernel")]
     ForeignMachine(String),
     /// A 32-bit ELF file that lacks the PVH note.
-    #[error("is a 32-bit ELF file without a PVH entry note: give a 64-bit kernel, or one built with CONFIG_PVH")]
+    #[error(
+        "is a 32-bit ELF file without a PVH entry note: give a 64-bit kernel, or one built with CONFIG_PVH"
+    )]
     ThirtyTwoBit,
     /// A bzImage without a 64-bit entry.
     #[error("is a 32-bit Linux kernel (its header has no 64-bit entry): give a 64-bit kernel")]
@@ -137,7 +139,11 @@ impl<S: Payload> Kernel<S> {
     pub fn read(source: S, name: impl Into<String>) -> Result<Self, OpenKernelError> {
         let name = name.into();
         match identify(&source) {
-            Ok(image) => Ok(Kernel { name, source, image }),
+            Ok(image) => Ok(Kernel {
+                name,
+                source,
+                image,
+            }),
             Err(fault) => Err(OpenKernelError { name, fault }),
         }
     }
@@ -160,7 +166,9 @@ impl<S: Payload> Kernel<S> {
     /// How this kernel will be entered: PVH where it is offered, else Linux's 64-bit protocol.
     pub fn protocol(&self) -> Protocol {
         match &self.image {
-            Image::Elf(ElfKernel { pvh_entry: Some(_), .. }) => Protocol::Pvh,
+            Image::Elf(ElfKernel {
+                pvh_entry: Some(_), ..
+            }) => Protocol::Pvh,
             Image::Elf(_) | Image::BzImage(_) => Protocol::Linux64,
         }
     }
@@ -224,12 +232,17 @@ fn name_stranger(head: &[u8]) -> KernelFault {
         return KernelFault::ForeignMachine("RISC-V".into());
     }
     for (offset, magic, what) in OTHERS {
-        if head.get(offset..).is_some_and(|rest| rest.starts_with(magic)) {
+        if head
+            .get(offset..)
+            .is_some_and(|rest| rest.starts_with(magic))
+        {
             return KernelFault::NotAKernel(what.into());
         }
     }
     if head.starts_with(b"MZ") {
-        return KernelFault::NotAKernel("an EFI or Windows program without Linux's setup header".into());
+        return KernelFault::NotAKernel(
+            "an EFI or Windows program without Linux's setup header".into(),
+        );
     }
     if le::<2>(head, 0x1fe) == Some(0xaa55) {
         return KernelFault::NotAKernel("a boot sector or a disk image".into());

@@ -24,11 +24,13 @@ mod tests;
 
 pub use bzimage::BzImage;
 pub use direct::{
-    BootPlan, BootPlanError, BootRequest, Initrd, LINUX_COMMAND_LINE_MAX, LoadError, OpenInitrdError,
-    RamContent,
+    BootPlan, BootPlanError, BootRequest, Initrd, LINUX_COMMAND_LINE_MAX, LoadError,
+    OpenInitrdError, RamContent,
 };
 pub use elf::ElfKernel;
-pub use entry::{CpuEntry, DescriptorTable, Protocol, Segment as SegmentRegister, identity_page_tables};
+pub use entry::{
+    CpuEntry, DescriptorTable, Protocol, Segment as SegmentRegister, identity_page_tables,
+};
 pub use kernel::{Image, Kernel, KernelFault, OpenKernelError, Segment};
 pub use memory_map::{MAX_RANGES, MemoryKind, MemoryMap, MemoryMapError, MemoryRange};
 pub use source::{Payload, ReadAt};

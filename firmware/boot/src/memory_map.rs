@@ -71,9 +71,14 @@ impl MemoryMap {
         ranges.sort_by_key(|range| range.base);
         let mut previous: Option<Range<u64>> = None;
         for range in &ranges {
-            let end = range.base.checked_add(range.len).filter(|_| range.len > 0).ok_or(
-                MemoryMapError::Malformed { base: range.base, len: range.len },
-            )?;
+            let end = range
+                .base
+                .checked_add(range.len)
+                .filter(|_| range.len > 0)
+                .ok_or(MemoryMapError::Malformed {
+                    base: range.base,
+                    len: range.len,
+                })?;
             if let Some(before) = &previous
                 && range.base < before.end
             {
@@ -96,7 +101,11 @@ impl MemoryMap {
     /// Contiguous stretches of RAM in ascending order, adjacent ranges joined.
     pub fn ram(&self) -> Vec<Range<u64>> {
         let mut stretches: Vec<Range<u64>> = Vec::new();
-        for range in self.ranges.iter().filter(|range| range.kind == MemoryKind::Ram) {
+        for range in self
+            .ranges
+            .iter()
+            .filter(|range| range.kind == MemoryKind::Ram)
+        {
             let end = range.base.saturating_add(range.len);
             match stretches.last_mut() {
                 Some(last) if last.end == range.base => last.end = end,
@@ -108,16 +117,28 @@ impl MemoryMap {
 
     /// Is every byte of `range` RAM?
     pub fn is_ram(&self, range: Range<u64>) -> bool {
-        self.ram().iter().any(|ram| ram.start <= range.start && range.end <= ram.end)
+        self.ram()
+            .iter()
+            .any(|ram| ram.start <= range.start && range.end <= ram.end)
     }
 
     /// End of the RAM that reaches up from 1 MiB, or of the highest RAM below `limit`, for messages.
     pub(crate) fn ram_end_below(&self, limit: u64) -> u64 {
-        self.ram().iter().filter(|ram| ram.start < limit).map(|ram| ram.end.min(limit)).max().unwrap_or(0)
+        self.ram()
+            .iter()
+            .filter(|ram| ram.start < limit)
+            .map(|ram| ram.end.min(limit))
+            .max()
+            .unwrap_or(0)
     }
 
     /// The highest page-aligned place for `len` bytes in RAM within `window` that misses `taken`.
-    pub(crate) fn highest_fit(&self, len: u64, window: Range<u64>, taken: &[Range<u64>]) -> Option<u64> {
+    pub(crate) fn highest_fit(
+        &self,
+        len: u64,
+        window: Range<u64>,
+        taken: &[Range<u64>],
+    ) -> Option<u64> {
         const PAGE: u64 = 4096;
         let mut best = None;
         for ram in self.ram() {
@@ -128,7 +149,12 @@ impl MemoryMap {
                 if place < floor {
                     break;
                 }
-                match taken.iter().filter(|t| t.start < place + len && place < t.end).map(|t| t.start).min() {
+                match taken
+                    .iter()
+                    .filter(|t| t.start < place + len && place < t.end)
+                    .map(|t| t.start)
+                    .min()
+                {
                     Some(obstacle) => ceiling = obstacle,
                     None => {
                         best = best.max(Some(place));
@@ -162,7 +188,10 @@ mod tests {
 
     #[test]
     fn sorts_and_joins_ram() {
-        assert_eq!(map().ram(), [0..0x9_fc00, 0x10_0000..0x5000_0000, 1 << 32..5 << 30]);
+        assert_eq!(
+            map().ram(),
+            [0..0x9_fc00, 0x10_0000..0x5000_0000, 1 << 32..5 << 30]
+        );
         assert!(map().is_ram(0x3fff_f000..0x4000_1000));
         assert!(!map().is_ram(0x9_f000..0xa_0000));
         assert_eq!(map().ram_end_below(1 << 32), 0x5000_0000);
@@ -177,11 +206,17 @@ mod tests {
         );
         assert_eq!(
             MemoryMap::build(vec![low, range(u64::MAX, 2, MemoryKind::Ram)]),
-            Err(MemoryMapError::Malformed { base: u64::MAX, len: 2 })
+            Err(MemoryMapError::Malformed {
+                base: u64::MAX,
+                len: 2
+            })
         );
         assert_eq!(
             MemoryMap::build(vec![low, range(1 << 20, 0, MemoryKind::Ram)]),
-            Err(MemoryMapError::Malformed { base: 1 << 20, len: 0 })
+            Err(MemoryMapError::Malformed {
+                base: 1 << 20,
+                len: 0
+            })
         );
         assert_eq!(MemoryMap::build(vec![]), Err(MemoryMapError::NoLowRam));
         let many = (0..200).map(|i| range(i * 2, 1, MemoryKind::Ram)).collect();
@@ -192,10 +227,19 @@ mod tests {
     fn finds_the_highest_place_past_obstacles() {
         let map = map();
         let below = 0x10_0000..1 << 32;
-        assert_eq!(map.highest_fit(0x1800, below.clone(), &[]), Some(0x4fff_e000));
+        assert_eq!(
+            map.highest_fit(0x1800, below.clone(), &[]),
+            Some(0x4fff_e000)
+        );
         let taken = [0x4fff_f000..0x5000_0000, 0x4000_0000..0x4fff_e800];
-        assert_eq!(map.highest_fit(0x1000, below.clone(), &taken), Some(0x3fff_f000));
-        assert_eq!(map.highest_fit(0x1000, 0x10_0000..0x8000_0000, &[]), Some(0x4fff_f000));
+        assert_eq!(
+            map.highest_fit(0x1000, below.clone(), &taken),
+            Some(0x3fff_f000)
+        );
+        assert_eq!(
+            map.highest_fit(0x1000, 0x10_0000..0x8000_0000, &[]),
+            Some(0x4fff_f000)
+        );
         assert_eq!(map.highest_fit(0x5000_0000, below, &[]), None);
     }
 }

@@ -33,10 +33,14 @@ pub trait Payload: ReadAt {
         while done < len {
             let step = usize::try_from(len - done).unwrap_or(CHUNK).min(CHUNK);
             let piece = buffer.get_mut(..step).ok_or(io::ErrorKind::InvalidInput)?;
-            let from = offset.checked_add(done).ok_or(io::ErrorKind::InvalidInput)?;
+            let from = offset
+                .checked_add(done)
+                .ok_or(io::ErrorKind::InvalidInput)?;
             let to = at.0.checked_add(done).ok_or(io::ErrorKind::InvalidInput)?;
             self.read_exact_at(from, piece)?;
-            memory.write_slice(piece, GuestAddress(to)).map_err(io::Error::other)?;
+            memory
+                .write_slice(piece, GuestAddress(to))
+                .map_err(io::Error::other)?;
             done += step as u64;
         }
         Ok(())
@@ -71,10 +75,11 @@ impl Payload for File {
         for slice in memory.get_slices(at, len) {
             let mut slice = slice.map_err(io::Error::other)?;
             // Repeats short reads and reports the end of a file that shrank since it was measured.
-            file.read_exact_volatile(&mut slice).map_err(|error| match error {
-                VolatileMemoryError::IOError(error) => error,
-                other => io::Error::other(other),
-            })?;
+            file.read_exact_volatile(&mut slice)
+                .map_err(|error| match error {
+                    VolatileMemoryError::IOError(error) => error,
+                    other => io::Error::other(other),
+                })?;
         }
         Ok(())
     }
@@ -87,7 +92,9 @@ impl ReadAt for [u8] {
 
     fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-        let end = start.checked_add(buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let end = start
+            .checked_add(buf.len())
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(self.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }

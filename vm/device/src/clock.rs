@@ -26,6 +26,8 @@ struct State {
     next_id: u64,
     /// Whether the timer thread runs. It is made when the first timer is armed.
     threaded: bool,
+    /// What the wall clock shows, if it does not follow the host's.
+    wall: Option<Duration>,
 }
 
 impl State {
@@ -50,6 +52,7 @@ impl VmClock {
                 armed: BTreeMap::new(),
                 next_id: 0,
                 threaded: false,
+                wall: None,
             }),
             changed: Condvar::new(),
         }))
@@ -62,11 +65,24 @@ impl VmClock {
 
     /// The host's wall clock, since the Unix epoch. Only battery-backed clocks ask.
     pub fn wall(&self) -> Duration {
+        if let Some(fixed) = self.0.state.lock().wall {
+            return fixed;
+        }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         Duration::new(
             u64::try_from(now.tv_sec).unwrap_or(0),
             u32::try_from(now.tv_nsec).unwrap_or(0),
         )
+    }
+
+    /// Makes the wall clock stand at `wall` instead of following the host, for reproducible runs.
+    pub fn fix_wall(&self, wall: Duration) {
+        self.0.state.lock().wall = Some(wall);
+    }
+
+    /// How many timers are armed. An idle machine should have none.
+    pub fn armed_timers(&self) -> usize {
+        self.0.state.lock().armed.len()
     }
 
     /// Lets time pass.

@@ -108,6 +108,16 @@ pub trait MsiSink: Send + Sync {
     fn signal(&self, msi: Msi);
 }
 
+/// Where an I/O APIC says which messages of its pins need an end-of-interrupt exit, taken from
+/// [`crate::Extensions`]; `None` for a pin that needs none. Absent where nobody has to be told.
+pub struct IoapicRoutePort(pub Box<dyn Fn(&[Option<Msi>]) + Send + Sync>);
+
+impl std::fmt::Debug for IoapicRoutePort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("IoapicRoutePort")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -154,6 +154,25 @@ pub struct FunctionDemand {
     pub fixed: Option<Bdf>,
 }
 
+impl FunctionDemand {
+    /// The BAR that holds the MSI-X table (at offset 0) and the pending bits (at half its length),
+    /// if there are vectors (PCI Local Bus 3.0 §6.8.2).
+    pub fn msix_bar(&self) -> Option<BarDemand> {
+        let table = (u64::from(self.msix_vectors) * 16).next_power_of_two().max(2048);
+        (self.msix_vectors != 0).then_some(BarDemand {
+            index: self.msix_bar,
+            len: table * 2,
+            space: BarSpace::Memory32,
+            prefetchable: false,
+        })
+    }
+
+    /// Every BAR, that of MSI-X included.
+    pub fn all_bars(&self) -> impl Iterator<Item = BarDemand> + '_ {
+        self.bars.iter().copied().chain(self.msix_bar())
+    }
+}
+
 /// Everything a device needs from the platform, as data.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {

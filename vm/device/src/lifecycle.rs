@@ -1,6 +1,6 @@
 //! Start, stop, drain, reset, wake.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::Instant;
 
 /// How deep a reset goes.
@@ -49,6 +49,12 @@ impl Drain {
     pub fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
+    }
+
+    /// Whether all workers have finished, without waiting.
+    pub fn is_complete(&mut self) -> bool {
+        self.0.retain(|done| matches!(done.try_recv(), Err(TryRecvError::Empty)));
+        self.0.is_empty()
     }
 
     /// Waits for all workers, or reports that one is stuck.

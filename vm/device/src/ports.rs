@@ -1,9 +1,11 @@
 //! How a device reaches the machine's owner: faults, power, threads.
 
-use crate::UnitName;
+use crate::{UnitName, Waker};
+use parking_lot::Mutex;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 /// What went wrong, in VMM terms. Ordinary guest exceptions are not faults.
@@ -103,6 +105,69 @@ impl PowerPort {
 impl fmt::Debug for PowerPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PowerPort")
+    }
+}
+
+/// Something that happens outside the machine and that one unit turns into a guest-visible event.
+#[derive(Debug, Default)]
+struct Event {
+    happened: AtomicBool,
+    waker: Mutex<Waker>,
+}
+
+impl Event {
+    fn raise(&self) {
+        self.happened.store(true, Ordering::Release);
+        // Waking takes a slot lock, under which a unit may bind: never hold this one meanwhile.
+        let waker = self.waker.lock().clone();
+        waker.wake();
+    }
+    fn bind(&self, waker: &Waker) {
+        *self.waker.lock() = waker.clone();
+    }
+    fn take(&self) -> bool {
+        self.happened.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// The machine's power button, offered to the ACPI power-management unit through
+/// [`crate::Extensions`] and pressed from any thread.
+#[derive(Debug, Default)]
+pub struct PowerButton(Event);
+
+impl PowerButton {
+    /// Presses and releases it: a guest with ACPI begins an orderly shutdown.
+    pub fn press(&self) {
+        self.0.raise();
+    }
+    /// Says which unit notices; the last call counts.
+    pub fn bind(&self, waker: &Waker) {
+        self.0.bind(waker);
+    }
+    /// Whether it was pressed since the last call.
+    pub fn take_press(&self) -> bool {
+        self.0.take()
+    }
+}
+
+/// Says that the machine became another one (restored from a snapshot, cloned), so that the guest
+/// must reseed what has to be unique. Offered to the VM generation id unit through
+/// [`crate::Extensions`].
+#[derive(Debug, Default)]
+pub struct GenerationChange(Event);
+
+impl GenerationChange {
+    /// Asks for a new generation id.
+    pub fn announce(&self) {
+        self.0.raise();
+    }
+    /// Says which unit hears; the last call counts.
+    pub fn bind(&self, waker: &Waker) {
+        self.0.bind(waker);
+    }
+    /// Whether a change was announced since the last call.
+    pub fn take_announcement(&self) -> bool {
+        self.0.take()
     }
 }
 

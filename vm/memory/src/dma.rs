@@ -4,7 +4,7 @@
 //! non-generic. `vm_memory::IommuMemory` is not used: it logs dirty pages by I/O virtual address,
 //! and migration needs guest-physical ones.
 
-use crate::{Extent, PinError, PinnedBuffers, Ram};
+use crate::{Extent, PinError, PinnedBuffers, PinnedRange, Ram};
 use smallvec::{SmallVec, smallvec};
 use std::iter::FusedIterator;
 use std::sync::Arc;
@@ -99,6 +99,21 @@ impl DmaView<'_> {
     /// [`DmaView::pin`]. It keeps the layout alive for as long as I/O is in flight.
     pub fn buffers(&self) -> PinnedBuffers {
         PinnedBuffers::new(GuestMemoryLoadGuard::into_inner(self.ram.clone()))
+    }
+
+    /// Pins `len` bytes at `addr` that must be contiguous in host memory too, such as a ring.
+    pub fn pin_range(
+        &self,
+        addr: GuestAddress,
+        len: usize,
+        access: Permissions,
+    ) -> std::result::Result<PinnedRange, PinError> {
+        let refused = PinError { addr: addr.0, len };
+        let ranges = self.ranges(addr, len, access).map_err(|_| refused)?;
+        let [range] = ranges.as_slice() else {
+            return Err(refused);
+        };
+        PinnedRange::new(GuestMemoryLoadGuard::into_inner(self.ram.clone()), *range)
     }
 
     /// Appends `len` bytes at `addr` to `buffers`, for the kernel to read or (`access`) write.

@@ -10,12 +10,14 @@ mod dma;
 mod observer;
 mod pinned;
 mod ram;
+mod range;
 #[cfg(test)]
 mod tests;
 
 pub use dma::{DmaFault, DmaSpace, DmaView, Extents, Rid, Translate};
 pub use observer::{Backing, DirtySource, RamObserver};
 pub use pinned::{Iovec, PinError, PinnedBuffers};
+pub use range::PinnedRange;
 pub use ram::{AllocateError, Extent, HugePages, Memory, RamConfig, RamSharing};
 
 use vm_memory::bitmap::AtomicBitmap;

@@ -174,3 +174,26 @@ fn overlapping_extents_are_refused() {
     let config = RamConfig { extents, ..Default::default() };
     assert!(matches!(Memory::allocate(&config), Err(AllocateError::Layout)));
 }
+
+#[test]
+fn a_pinned_range_is_checked_once_and_bounded_always() {
+    let memory = two_regions();
+    let space = memory.space();
+    let view = space.view();
+    assert!(view.pin_range(GuestAddress(0xfff0), 0x20, Permissions::ReadWrite).is_err());
+    let range = view.pin_range(GuestAddress(0x2000), 16, Permissions::ReadWrite).unwrap();
+    range.store_u16(2, 0x1234).unwrap();
+    assert_eq!(range.load_u16(2), Some(0x1234));
+    assert_eq!(range.read::<4>(0), Some([0, 0, 0x34, 0x12]));
+    range.write(12, [1, 2, 3, 4]).unwrap();
+    for (what, refused) in [
+        ("unaligned", range.load_u16(1)),
+        ("past the end", range.load_u16(16)),
+        ("overflow", range.load_u16(usize::MAX)),
+    ] {
+        assert_eq!(refused, None, "{what}");
+    }
+    assert!(range.read::<8>(9).is_none() && range.write(13, [0; 4]).is_none());
+    let ram = vm_memory::GuestMemory::physical_memory(&view).unwrap();
+    assert!(ram.find_region(GuestAddress(0)).unwrap().bitmap().dirty_at(0x2000));
+}
