@@ -2,8 +2,9 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    And, Arg, CreateDWordField, Device, EISAName, Else, Equal, If, Local, Memory32Fixed, Method, Name, Or, Package,
-    PackageBuilder, Path, ResourceTemplate, Return, Scope as AmlScope, Store, Uuid, ZERO, IO,
+    And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO, If, Local, Memory32Fixed,
+    Method, Name, NotEqual, ONE, Or, Package, PackageBuilder, Path, ResourceTemplate, Return,
+    Scope as AmlScope, Store, Uuid, ZERO,
 };
 
 use crate::platform::{AcpiPlatform, PciRoot, Scope};
@@ -28,7 +29,10 @@ pub(crate) fn terms(platform: &AcpiPlatform) -> Vec<u8> {
     if let Some(type_) = s5 {
         // §7.4.2: values for PM1a and PM1b control, the latter unused here, and two reserved.
         let (type_, zero) = (type_ & 7, 0u8);
-        push(&mut aml, &name("_S5_", &Package::new(vec![&type_, &type_, &zero, &zero])));
+        push(
+            &mut aml,
+            &name("_S5_", &Package::new(vec![&type_, &type_, &zero, &zero])),
+        );
     }
 
     let mut system_bus = Vec::new();
@@ -37,23 +41,38 @@ pub(crate) fn terms(platform: &AcpiPlatform) -> Vec<u8> {
     }
     motherboard(&mut system_bus, platform);
     if let Some(root) = &platform.pci_root {
-        pci_root(&mut system_bus, root, platform.vga, &fragments(platform, Scope::Pci0));
+        pci_root(
+            &mut system_bus,
+            root,
+            platform.vga,
+            &fragments(platform, Scope::Pci0),
+        );
     }
     system_bus.extend(fragments(platform, Scope::SystemBus));
     if !system_bus.is_empty() {
-        push(&mut aml, &AmlScope::new(Path::new("\\_SB_"), vec![&Raw(&system_bus)]));
+        push(
+            &mut aml,
+            &AmlScope::new(Path::new("\\_SB_"), vec![&Raw(&system_bus)]),
+        );
     }
     let events = fragments(platform, Scope::Gpe);
     if !events.is_empty() {
-        push(&mut aml, &AmlScope::new(Path::new("\\_GPE"), vec![&Raw(&events)]));
+        push(
+            &mut aml,
+            &AmlScope::new(Path::new("\\_GPE"), vec![&Raw(&events)]),
+        );
     }
     aml.extend(fragments(platform, Scope::Root));
     aml
 }
 
 fn fragments(platform: &AcpiPlatform, scope: Scope) -> Vec<u8> {
-    let here = platform.fragments.iter().filter(|fragment| fragment.scope == scope);
-    here.flat_map(|fragment| fragment.aml.iter().copied()).collect()
+    let here = platform
+        .fragments
+        .iter()
+        .filter(|fragment| fragment.scope == scope);
+    here.flat_map(|fragment| fragment.aml.iter().copied())
+        .collect()
 }
 
 /// A processor device (§8.4.1) `C000` to `CFFF`.
@@ -63,7 +82,11 @@ fn processor(aml: &mut Vec<u8>, uid: u32, enabled: bool) {
         aml,
         &Device::new(
             Path::new(&format!("C{:03X}", uid & 0xfff)),
-            vec![&name("_HID", &"ACPI0007"), &name("_UID", &uid), &name("_STA", &present)],
+            vec![
+                &name("_HID", &"ACPI0007"),
+                &name("_UID", &uid),
+                &name("_STA", &present),
+            ],
         ),
     );
 }
@@ -74,7 +97,10 @@ fn motherboard(aml: &mut Vec<u8>, platform: &AcpiPlatform) {
     let mut resources = Vec::new();
     if let Some(ecam) = &platform.ecam {
         let range = ecam.range();
-        match (u32::try_from(range.start), u32::try_from(range.end - range.start)) {
+        match (
+            u32::try_from(range.start),
+            u32::try_from(range.end - range.start),
+        ) {
             (Ok(base), Ok(len)) => push(&mut resources, &Memory32Fixed::new(true, base, len)),
             _ => push(
                 &mut resources,
@@ -112,31 +138,48 @@ fn motherboard(aml: &mut Vec<u8>, platform: &AcpiPlatform) {
 fn pci_root(aml: &mut Vec<u8>, root: &PciRoot, vga: bool, fragments: &[u8]) {
     let mut resources = Vec::new();
     let mut window = |space, first, last| {
-        push(&mut resources, &Addresses { space, first, last, consumed: false });
+        push(
+            &mut resources,
+            &Addresses {
+                space,
+                first,
+                last,
+                consumed: false,
+            },
+        );
     };
-    window(Space::Bus, u64::from(*root.buses.start()), u64::from(*root.buses.end()));
+    window(
+        Space::Bus,
+        u64::from(*root.buses.start()),
+        u64::from(*root.buses.end()),
+    );
     for io in &root.io {
         window(Space::Io, u64::from(*io.start()), u64::from(*io.end()));
     }
     if vga {
         window(Space::Memory { cacheable: true }, 0xa_0000, 0xb_ffff);
     }
-    for memory in [Some(&root.mmio32), root.mmio64.as_ref()].into_iter().flatten() {
+    for memory in [Some(&root.mmio32), root.mmio64.as_ref()]
+        .into_iter()
+        .flatten()
+    {
         if !memory.is_empty() {
-            window(Space::Memory { cacheable: false }, memory.start, memory.end - 1);
+            window(
+                Space::Memory { cacheable: false },
+                memory.start,
+                memory.end - 1,
+            );
         }
     }
     // The bridge's own configuration ports.
     push(&mut resources, &IO::new(0xcf8, 0xcf8, 1, 8));
 
-    let mut routing = Vec::new();
+    let mut routing = PackageBuilder::new();
     for entry in &root.prt {
         // §6.2.13: device in the upper half, any function, then pin, no link device, global interrupt.
         let address = u32::from(entry.device) << 16 | 0xffff;
-        push(&mut routing, &Package::new(vec![&address, &entry.pin, &ZERO, &entry.gsi]));
+        routing.add_element(&Package::new(vec![&address, &entry.pin, &ZERO, &entry.gsi]));
     }
-    let mut prt = PackageOfMany { count: root.prt.len(), elements: &routing };
-    prt.count = root.prt.len();
 
     push(
         aml,
@@ -149,10 +192,54 @@ fn pci_root(aml: &mut Vec<u8>, root: &PciRoot, vga: bool, fragments: &[u8]) {
                 &name("_SEG", &ZERO),
                 &name("_BBN", root.buses.start()),
                 &name("_CRS", &ResourceTemplate::new(vec![&Raw(&resources)])),
-                &name("_PRT", &prt),
-                &osc(root.native_control),
+                &name("_PRT", &routing),
+                &Raw(&osc(root.native_control)),
                 &Raw(fragments),
             ],
         ),
     );
+}
+
+/// `_OSC` (§6.2.11; PCI Firmware 3.3 §4.5): grants the guest the features in `native_control` and no others.
+fn osc(native_control: u32) -> Vec<u8> {
+    const UNKNOWN_UUID: u8 = 1 << 2;
+    const UNKNOWN_REVISION: u8 = 1 << 3;
+    const MASKED: u8 = 1 << 4;
+    let (status, control, granted) = (Path::new("CDW1"), Path::new("CDW3"), Local(0));
+    let set = |bit: &u8| -> Vec<u8> {
+        let mut aml = Vec::new();
+        push(&mut aml, &Or::new(&status, &status, bit));
+        aml
+    };
+    let mut aml = Vec::new();
+    push(
+        &mut aml,
+        &Method::new(
+            Path::new("_OSC"),
+            4,
+            true, // it creates named fields, so two callers may not be in it at once
+            vec![
+                &CreateDWordField::new(&status, &Arg(3), &ZERO),
+                &If::new(
+                    &Equal::new(&Arg(0), &Uuid::new("33DB4D5B-1FF7-401C-9657-7441C03DD766")),
+                    vec![
+                        &CreateDWordField::new(&control, &Arg(3), &8u8),
+                        &And::new(&granted, &control, &native_control),
+                        &If::new(
+                            &NotEqual::new(&Arg(1), &ONE),
+                            vec![&Raw(&set(&UNKNOWN_REVISION))],
+                        ),
+                        &If::new(
+                            &NotEqual::new(&control, &granted),
+                            vec![&Raw(&set(&MASKED))],
+                        ),
+                        &Store::new(&control, &granted),
+                    ],
+                ),
+                &Else::new(vec![&Raw(&set(&UNKNOWN_UUID))]),
+                &Return::new(&Arg(3)),
+            ],
+        ),
+    );
+    aml
 }

@@ -58,7 +58,10 @@ pub fn i8042(keyboard_gsi: u32, mouse_gsi: Option<u32>) -> Vec<u8> {
         vec![
             &name("_HID", &EISAName::new("PNP0303")),
             &name("_STA", &0x0fu8),
-            &name("_CRS", &ResourceTemplate::new(vec![&data, &command, &interrupt])),
+            &name(
+                "_CRS",
+                &ResourceTemplate::new(vec![&data, &command, &interrupt]),
+            ),
         ],
     ));
     if let Some(gsi) = mouse_gsi {

@@ -4,6 +4,7 @@
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::{Errno, read, write};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ pub struct Ready {
 /// An epoll set, level-triggered.
 pub struct Poller {
     epoll: OwnedFd,
-    ready: Vec<epoll::Event>,
+    ready: Vec<Ready>,
 }
 
 impl Poller {
@@ -106,23 +107,22 @@ impl Poller {
             tv_nsec: t.subsec_nanos().into(),
         });
         self.ready.clear();
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut self.ready),
-            timeout.as_ref(),
-        ) {
-            Ok(_) | Err(Errno::INTR) => {}
+        // 16 descriptors per wakeup; the rest stay ready for the next one.
+        let mut events = [const { MaybeUninit::uninit() }; 16];
+        match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+            Ok((events, _)) => self.ready.extend(events.iter().map(|event| {
+                let got = event.flags;
+                Ready {
+                    token: event.data.u64(),
+                    readable: got.contains(epoll::EventFlags::IN),
+                    writable: got.contains(epoll::EventFlags::OUT),
+                    closed: got.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR),
+                }
+            })),
+            Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        Ok(self.ready.iter().map(|event| {
-            let got = event.flags;
-            Ready {
-                token: event.data.u64(),
-                readable: got.contains(epoll::EventFlags::IN),
-                writable: got.contains(epoll::EventFlags::OUT),
-                closed: got.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR),
-            }
-        }))
+        Ok(self.ready.iter().copied())
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Initramfs<'a> {
     pub required: &'a [&'a str],
     /// Modules that go in if the kernel has them.
     pub wanted: &'a [&'a str],
+    /// Modules that must be there too, but listed in `modules/later` instead of `modules/order`, for an `init`
+    /// that inserts them while it does something else.
+    pub later: &'a [&'a str],
     /// Further files: path, permission bits, content.
     pub files: &'a [(&'a str, u32, &'a [u8])],
 }
@@ -58,15 +61,20 @@ impl Initramfs<'_> {
         archive.file("bin/busybox", 0o755, &busybox)?;
         archive.link("bin/sh", "busybox")?;
         archive.file("init", 0o755, self.init.as_bytes())?;
-        let mut order = String::new();
         let tree = ModuleTree::open(&self.kernel.modules)?;
-        for file in tree.load_order(self.wanted, self.required)? {
-            let name = modules::name_of(&file.to_string_lossy());
-            archive.file(&format!("modules/{name}.ko"), 0o644, &modules::content(&file)?)?;
-            order.push_str(&name);
-            order.push('\n');
+        let first = tree.load_order(self.wanted, self.required)?;
+        let mut later = tree.load_order(&[], self.later)?;
+        later.retain(|file| !first.contains(file));
+        for (list, files) in [("order", first), ("later", later)] {
+            let mut names = String::new();
+            for file in files {
+                let name = modules::name_of(&file.to_string_lossy());
+                archive.file(&format!("modules/{name}.ko"), 0o644, &modules::content(&file)?)?;
+                names.push_str(&name);
+                names.push('\n');
+            }
+            archive.file(&format!("modules/{list}"), 0o644, names.as_bytes())?;
         }
-        archive.file("modules/order", 0o644, order.as_bytes())?;
         for (path, mode, content) in self.files {
             archive.file(path, *mode, content)?;
         }
@@ -77,8 +85,8 @@ impl Initramfs<'_> {
     /// Describes the image so that a change of any part makes another text.
     fn recipe(&self) -> String {
         format!(
-            "layout 1\n{}\n{:?}\n{:?}\n{:?}\n{}",
-            self.kernel.release, self.required, self.wanted, self.files, self.init
+            "layout 2\n{}\n{:?}\n{:?}\n{:?}\n{:?}\n{}",
+            self.kernel.release, self.required, self.wanted, self.later, self.files, self.init
         )
     }
 
@@ -104,6 +112,7 @@ pub fn guest(kernel: &Kernel, check: Option<&str>) -> Result<PathBuf> {
         kernel,
         required: GUEST_REQUIRED,
         wanted: GUEST_WANTED,
+        later: &[],
         files: &files,
     };
     let name = match check {

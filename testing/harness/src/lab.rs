@@ -42,21 +42,24 @@ use crate::{packages, workspace};
 const INIT: &str = include_str!("lab/init.sh");
 const AGENT: &str = include_str!("lab/agent.sh");
 
-/// Modules without which there is no lab.
-const REQUIRED: &[&str] = &[
-    "virtio_pci",
-    "virtio_console",
-    "9p",
-    "9pnet_virtio",
-    "overlay",
+/// Modules that the lab's root file system and its ports need.
+const ROOT_MODULES: &[&str] = &["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay"];
+
+/// Modules that commands count on, inserted meanwhile. Others load when asked for.
+const HOST_MODULES: &[&str] = &[
     "kvm_amd",
     "tun",
     "vhost_net",
     "vhost_vsock",
+    "virtio_net",
+    "virtio_blk",
+    "virtio_rng",
+    "bridge",
+    "veth",
+    "ext4",
+    "crc32c_generic",
+    "loop",
 ];
-
-/// Modules a test of Nyx uses so often that they are inserted early; others load when asked for.
-const WANTED: &[&str] = &["virtio_net", "virtio_blk", "bridge", "veth", "ext4", "crc32c_generic", "loop"];
 
 /// Modules added when the lab has an IOMMU.
 const IOMMU_MODULES: &[&str] = &["vfio_pci", "vfio_iommu_type1", "nvme"];
@@ -235,15 +238,16 @@ impl Lab {
     }
 
     fn initramfs(&self, kernel: &Kernel) -> Result<PathBuf> {
-        let wanted: Vec<&str> =
-            WANTED.iter().chain(if self.has_iommu { IOMMU_MODULES } else { &[] }).copied().collect();
+        let passthrough = if self.has_iommu { IOMMU_MODULES } else { &[] };
+        let later: Vec<&str> = HOST_MODULES.iter().chain(passthrough).copied().collect();
         let modules = line(kernel.modules.as_os_str());
         let release = line(OsStr::new(&kernel.release));
         let image = Initramfs {
             init: INIT,
             kernel,
-            required: REQUIRED,
-            wanted: &wanted,
+            required: ROOT_MODULES,
+            wanted: &[],
+            later: &later,
             files: &[
                 ("agent.sh", 0o644, AGENT.as_bytes()),
                 ("modules-folder", 0o644, &modules),

@@ -25,7 +25,7 @@ $B mount --bind "$folder" "/lib/modules/$release"
 
 port() {
     for port in /sys/class/virtio-ports/*; do
-        read -r name <"$port/name" && [ "$name" = "$1" ] && echo "/dev/${port##*/}" && return
+        [ -e "$port/name" ] && read -r name <"$port/name" && [ "$name" = "$1" ] && echo "/dev/${port##*/}" && return
     done
     echo "nyx-lab: no port $1" >&2
 }

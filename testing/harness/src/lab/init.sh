@@ -8,9 +8,14 @@ $B mount -t sysfs sys /sys
 $B mount -t devtmpfs dev /dev
 exec 0</dev/console 1>/dev/console 2>&1
 
-while read -r module; do
-    $B insmod /modules/$module.ko 2>/dev/null || echo "nyx-lab: cannot insert $module"
-done </modules/order
+insert() {
+    while read -r module; do
+        $B insmod /modules/$module.ko 2>/dev/null || echo "nyx-lab: cannot insert $module"
+    done <"$1"
+}
+insert /modules/order
+# Emulated processors are slow: the second one inserts the rest while this one mounts.
+insert /modules/later &
 
 fail() {
     echo "nyx-lab: $*"
@@ -32,4 +37,6 @@ $B mount -t tmpfs -o mode=755 run /newroot/run
 $B mkdir -p run/lock run/nyx-lab dev/pts dev/shm dev/hugepages dev/mqueue
 $B cp /bin/busybox /agent.sh run/nyx-lab/
 $B cp /modules-folder /release run/nyx-lab/
+# switch_root empties the initramfs, where the modules are.
+wait
 exec $B switch_root /newroot /run/nyx-lab/busybox sh /run/nyx-lab/agent.sh
