@@ -1,16 +1,53 @@
-//! The project's own commands.
-use nyx_harness::lab::*;
-fn main() -> anyhow::Result<()> {
-    let t = std::time::Instant::now();
-    Lab::prepare()?;
-    eprintln!("prepared {:?}", t.elapsed());
-    let argv: Vec<_> = std::env::args_os().skip(1).collect();
-    let mut s = Lab::default().boot()?;
-    eprintln!("booted {:?}", s.boot_time());
-    let r = s.stream(&LabCommand::new(argv), Input::Nothing, &mut std::io::stdout(), &mut std::io::stderr())?;
-    eprintln!("{r:?}");
-    let t = std::time::Instant::now();
-    s.end()?;
-    eprintln!("ended {:?}", t.elapsed());
-    Ok(())
+//! The project's own commands: `cargo xtask help` lists them.
+
+#![forbid(unsafe_code)]
+
+mod demo;
+mod lab;
+mod layers;
+mod nyx;
+mod stages;
+mod suite;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  demo [--interactive]     boot a stock Debian under Nyx: to a finished self-check, or to its prompt
+  test [STAGE…]            every check and test there is; or the named stages only (see test --list)
+  lab [OPTION…] [--] [COMMAND…]
+                           run a command of this machine in the lab, an emulated host with /dev/kvm;
+                           without a command: a shell there (see lab --help)
+  layers                   check what each crate may depend on, and how it is written
+  help                     this text
+";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let command = arguments.next().unwrap_or_else(|| "help".into());
+    match run(&command.to_string_lossy(), arguments.collect()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
+    match command {
+        "demo" => demo::run(&arguments),
+        "test" => suite::run(&arguments),
+        "lab" => lab::run(arguments),
+        "layers" => layers::run(&arguments),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("no command {other:?}; `cargo xtask help` lists them"),
+    }
 }

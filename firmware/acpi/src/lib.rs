@@ -16,8 +16,8 @@ pub mod parts;
 mod platform;
 mod resources;
 mod tables;
-
-
+#[cfg(test)]
+mod tests;
 
 pub use platform::{
     AcpiPlatform, CpuEntry, Ecam, ExtraTable, Fragment, GpeBlock, IoapicEntry, NATIVE_CONTROL, PciRoot,

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::bzimage::{LONG_ENTRY, SETUP_HEADER};
 use crate::entry::{CpuEntry, Protocol, identity_page_tables};
-use crate::kernel::{Image, Kernel, KernelFault, OpenKernelError, Segment, open_regular};
+use crate::kernel::{Image, Kernel, KernelFault, Segment, open_regular};
 use crate::layout;
 use crate::memory_map::MemoryMap;
 use crate::source::Payload;

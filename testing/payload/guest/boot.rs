@@ -187,8 +187,5 @@ extern "C" fn report_fault() -> ! {
         "fail payload: unexpected exception {} (error {:#x}, rip {:#x}, address {:#x}, cpu {})",
         cpu.vector, cpu.error, cpu.rip, cpu.cr2, cpu.index
     ));
-    out::end();
-    loop {
-        core::hint::spin_loop();
-    }
+    crate::ending::broken()
 }

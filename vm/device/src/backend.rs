@@ -18,6 +18,17 @@ pub struct BackendSpec {
     pub config: serde_json::Value,
 }
 
+/// One kind of backend, as the catalogue lists it and help texts print it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendKind {
+    /// [`BackendSpec::kind`].
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub summary: &'static str,
+    /// A complete configuration, as JSON.
+    pub example: &'static str,
+}
+
 /// Opens backends by kind. Implemented by the catalogue.
 pub trait BackendOpener {
     /// Opens a block backend.
@@ -101,7 +112,9 @@ pub trait BlockQueue: Send {
     fn submit(&mut self, request: BlockRequest);
     /// Hands batched submissions to the kernel. Call after a batch of [`BlockQueue::submit`].
     fn kick(&mut self) -> io::Result<()>;
-    /// Takes what has completed, in any order.
+    /// Takes what has completed, in any order. What completed within [`BlockQueue::submit`] or
+    /// [`BlockQueue::kick`] is not announced by [`BlockQueue::ready_fd`]: call this after a kick too.
+    /// The backend has already recorded what it wrote to the buffers ([`PinnedBuffers::mark_written`]).
     fn completions(&mut self, done: &mut Vec<BlockDone>);
     /// Requests submitted and not yet handed back.
     fn in_flight(&self) -> usize;
@@ -156,7 +169,8 @@ pub trait NetQueue: Send {
     fn fd(&self) -> BorrowedFd<'_>;
     /// Receives one frame into `buffers` (header first, if any) and returns its length.
     /// `WouldBlock` when none is waiting. A frame longer than the buffers is dropped and reported
-    /// as `InvalidData`.
+    /// as `InvalidData`. `ConnectionReset`, said once, means that the peer is gone for good: the
+    /// link is down and [`NetQueue::fd`] never becomes readable again.
     fn receive(&mut self, buffers: &PinnedBuffers) -> io::Result<usize>;
     /// Receives one frame into `bytes`, likewise.
     fn receive_bytes(&mut self, bytes: &mut [u8]) -> io::Result<usize>;
@@ -174,6 +188,10 @@ pub trait NetBackend: Send {
     fn queue_pairs(&self) -> u16;
     /// Hands out the queues. Called once.
     fn take_queues(&mut self) -> io::Result<Vec<Box<dyn NetQueue>>>;
+    /// The largest payload of a frame, if the attachment has an opinion.
+    fn mtu(&self) -> Option<u16> {
+        None
+    }
     /// Link state.
     fn link(&self) -> NetLink {
         NetLink::Up

@@ -20,7 +20,7 @@ mod unit;
 
 pub use access::{AccessResult, BadAccess, Hit, RegionId, Registers, read_register};
 pub use backend::{
-    BackendOpener, BackendSpec, BlockBackend, BlockDone, BlockGeometry, BlockOp, BlockQueue,
+    BackendKind, BackendOpener, BackendSpec, BlockBackend, BlockDone, BlockGeometry, BlockOp, BlockQueue,
     BlockRequest, CharBackend, NetBackend, NetLink, NetOffloads, NetQueue, WindowSize,
 };
 pub use bus::{Bus, Conflict, Mapping};

@@ -9,7 +9,12 @@
 mod chain;
 mod device;
 mod interrupt;
+mod kind;
+mod mmio;
+mod pci;
 mod queue;
+mod saved;
+mod transport;
 mod worker;
 
 pub use chain::{Chain, ChainError, Descriptor};
@@ -17,4 +22,5 @@ pub use device::{
     Activation, Progress, QueueTask, Shape, TASK_TOKENS, TaskError, VirtioDevice, VirtioKind,
 };
 pub use interrupt::{Interrupt, NO_VECTOR};
+pub use kind::Virtio;
 pub use queue::{QueueError, QueueLayout, QueueProgress, VirtQueue};

@@ -113,10 +113,10 @@ if [ -n "$root" ]; then
         exec setsid cttyhack sh
     fi
     echo "nyx-guest: root is $root${device:+ ($device)}, $mode, after $(cut -d' ' -f1 /proc/uptime) s"
+    init=$(option init)
     for place in dev sys proc; do
         mount --move /$place /newroot/$place
     done
-    init=$(option init)
     exec switch_root /newroot "${init:-/sbin/init}"
 fi
 

@@ -102,7 +102,7 @@ share() { # tag, length of the path
     take "$2" $L/path
     read -r path <$L/path
     if $B mkdir -p "$path" &&
-        $B mount -t 9p -o "$3",trans=virtio,version=9p2000.L,msize=1048576,cache=mmap "$1" "$path"; then
+        $B mount -t 9p -o "$3",trans=virtio,version=9p2000.L,msize=512000,cache=mmap "$1" "$path"; then
         echo "done" >&3
     else
         echo "failed cannot mount $path" >&3

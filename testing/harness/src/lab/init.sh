@@ -22,7 +22,7 @@ fail() {
     $B poweroff -f
 }
 $B mkdir -p /lower /upper /newroot
-$B mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=1048576,cache=loose host /lower || fail "cannot mount the host"
+$B mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /lower || fail "cannot mount the host"
 $B mount -t tmpfs -o size=75%,mode=755 upper /upper || fail "cannot mount memory"
 $B mkdir /upper/files /upper/work
 $B mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /newroot || fail "cannot layer"

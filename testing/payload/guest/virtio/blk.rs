@@ -171,10 +171,10 @@ fn start(test: &mut Test, transport: Transport, setup: Setup) -> Option<Disk> {
 pub fn basic(test: &mut Test) {
     for_each_disk(test, |test, transport| {
         let Some(mut disk) = start(test, transport, Setup::polled(1)) else { return };
+        let size = disk.device.queue(0).size;
         test.note(format_args!(
-            "{} {:#x}: {} sectors, features {:#x}, queue of {}, {} queues",
-            transport.name(), transport.place(), disk.capacity, disk.device.features,
-            disk.device.queue(0).size, transport.queues()
+            "{} {:#x}: {} sectors, features {:#x}, queue of {size}, {} queues",
+            transport.name(), transport.place(), disk.capacity, disk.device.features, transport.queues()
         ));
         test.check(disk.capacity > 0, "capacity is zero");
         if disk.device.has(blk_feature::BLK_SIZE) {

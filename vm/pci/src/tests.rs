@@ -1,0 +1,1 @@
+//! Functions, seen from the guest.
