@@ -41,6 +41,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !status.success() {
         return Err(format!("the guest did not build: rustc ended with {status}").into());
     }
+    let table = std::fs::read_to_string(guest.join("tests/mod.rs"))?;
+    let names = test_names(&table)?;
+    std::fs::write(PathBuf::from(env::var("OUT_DIR")?).join("tests.rs"), format!("{names:?}"))?;
     println!("cargo::rustc-env=NYX_PAYLOAD_ELF={}", output.display());
     Ok(())
+}
+
+/// The names in the guest's table of tests, so that the host's list is the guest's.
+fn test_names(source: &str) -> Result<Vec<&str>, &'static str> {
+    let table = source.split_once("const TESTS: ").ok_or("no table of tests")?.1;
+    let table = table.split_once("];").ok_or("the table of tests does not end")?.0;
+    let rows = table.lines().filter_map(|line| line.trim().strip_prefix("(\""));
+    Ok(rows.filter_map(|row| Some(row.split_once('"')?.0)).collect())
 }

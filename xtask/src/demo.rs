@@ -18,8 +18,10 @@ use crate::nyx::{self, Guest, GuestKernels};
 use crate::stages::Stages;
 
 /// What `nyx` itself uses of the system in the demo.
-const NEEDS: &[Need] =
-    &[Need { package: "slirp4netns", why: "the guest's network without privileges (--net user)" }];
+const NEEDS: &[Need] = &[Need {
+    package: "slirp4netns",
+    why: "the guest's network without privileges (--net user)",
+}];
 
 const CPUS: u32 = 2;
 const MEMORY_MIB: u32 = 512;
@@ -60,7 +62,11 @@ fn demo(stages: &mut Stages, is_interactive: bool) -> Result<()> {
     let initrd = stages.run("guest initramfs", || initramfs::guest(&kernel, None))?;
     let system = stages.run("guest system", userland::userland)?;
     let ground = stages.run("ask nyx doctor", || nyx::guest_kernels(&program))?;
-    let check = if is_interactive { "" } else { " nyx.demo=check" };
+    let check = if is_interactive {
+        ""
+    } else {
+        " nyx.demo=check"
+    };
     let mut guest = Guest {
         // Unpacked already: unpacking a bzImage again would be the slowest part of an emulated boot.
         kernel: kernel.vmlinux,
@@ -76,7 +82,9 @@ fn demo(stages: &mut Stages, is_interactive: bool) -> Result<()> {
             let folder = workspace::cache_folder().join("demo");
             fs::create_dir_all(&folder)?;
             let copy = folder.join("disk.img");
-            stages.run("copy the disk", || userland::copy_sparse(&guest.disk, &copy))?;
+            stages.run("copy the disk", || {
+                userland::copy_sparse(&guest.disk, &copy)
+            })?;
             guest.disk = copy;
             boot_here(stages, &guest.run(&program), is_interactive)
         }
@@ -104,7 +112,10 @@ fn boot_here(stages: &mut Stages, argv: &[OsString], is_interactive: bool) -> Re
     }
     println!("==> guest");
     let mut console = Console::new(std::io::stdout());
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut output = child.stdout.take().context("no pipe from nyx")?;
     let mut buffer = vec![0; 4096];
     loop {
@@ -156,8 +167,12 @@ fn boot_in_lab(
     }
     println!("==> guest");
     let mut console = Console::new(std::io::stdout());
-    let (ending, _) =
-        session.stream(&command, Input::Nothing, &mut console, &mut std::io::stderr())?;
+    let (ending, _) = session.stream(
+        &command,
+        Input::Nothing,
+        &mut console,
+        &mut std::io::stderr(),
+    )?;
     console.report(stages);
     match ending {
         Ending::Exited(0) => {}
@@ -171,7 +186,10 @@ fn boot_in_lab(
 /// The lines of the guest's console that the demo times.
 const MARKS: [(&str, &str); 3] = [
     ("nyx-guest: root is ", "guest: kernel and initramfs"),
-    ("nyx-demo: userland reached", "guest: Debian's first process"),
+    (
+        "nyx-demo: userland reached",
+        "guest: Debian's first process",
+    ),
     ("nyx-demo: self-check ", "guest: network and self-check"),
 ];
 
@@ -187,7 +205,13 @@ struct Console<W> {
 
 impl<W: Write> Console<W> {
     fn new(out: W) -> Self {
-        Self { out, start: Instant::now(), line: Vec::new(), reached: Vec::new(), last: String::new() }
+        Self {
+            out,
+            start: Instant::now(),
+            line: Vec::new(),
+            reached: Vec::new(),
+            last: String::new(),
+        }
     }
 
     fn finish_line(&mut self) {
@@ -268,7 +292,13 @@ mod tests {
     #[test]
     fn a_failed_or_missing_check_is_no_success() {
         let failed = console("nyx-demo: self-check failed: only 1 of 2 cpus are online\r\n");
-        assert!(failed.verdict().unwrap_err().to_string().ends_with("cpus are online"));
+        assert!(
+            failed
+                .verdict()
+                .unwrap_err()
+                .to_string()
+                .ends_with("cpus are online")
+        );
         let cut = console("nyx-demo: userland reached\r\nnyx-demo: self-check passed");
         assert!(cut.verdict().is_err(), "the line has no end yet");
     }

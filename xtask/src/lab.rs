@@ -31,8 +31,20 @@ const TIMED_OUT: u8 = 124;
 
 /// Variables of ours that a command is likely to count on. The rest may name things that are not there.
 const PASSED_ON: &[&str] = &[
-    "HOME", "PATH", "LANG", "TERM", "USER", "CI", "CARGO_HOME", "CARGO_TARGET_DIR", "RUSTUP_HOME",
-    "RUSTUP_TOOLCHAIN", "RUST_BACKTRACE", "RUST_LOG", "NYX_CACHE", "NYX_LOG",
+    "HOME",
+    "PATH",
+    "LANG",
+    "TERM",
+    "USER",
+    "CI",
+    "CARGO_HOME",
+    "CARGO_TARGET_DIR",
+    "RUSTUP_HOME",
+    "RUSTUP_TOOLCHAIN",
+    "RUST_BACKTRACE",
+    "RUST_LOG",
+    "NYX_CACHE",
+    "NYX_LOG",
 ];
 
 /// What the command line asks for.
@@ -47,15 +59,24 @@ struct Request {
 
 /// Runs `cargo xtask lab`.
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode> {
-    if arguments.first().is_some_and(|first| first == "--help" || first == "-h") {
+    if arguments
+        .first()
+        .is_some_and(|first| first == "--help" || first == "-h")
+    {
         print!("{HELP}");
         return Ok(ExitCode::SUCCESS);
     }
     let request = parse(arguments)?;
     let mut session = request.lab.boot()?;
     if request.is_verbose {
-        eprintln!("nyx: the lab was up after {:.2} s", session.boot_time().as_secs_f64());
-        eprintln!("nyx: its kernel's messages are in {}", session.log().display());
+        eprintln!(
+            "nyx: the lab was up after {:.2} s",
+            session.boot_time().as_secs_f64()
+        );
+        eprintln!(
+            "nyx: its kernel's messages are in {}",
+            session.log().display()
+        );
     }
     let mut command = LabCommand::new(request.argv).within(request.timeout);
     command.env = environment();
@@ -77,7 +98,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<ExitCode> {
             Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
         }
         Ending::TimedOut => {
-            eprintln!("error: the command did not end within {} s", request.timeout.as_secs());
+            eprintln!(
+                "error: the command did not end within {} s",
+                request.timeout.as_secs()
+            );
             Ok(ExitCode::from(TIMED_OUT))
         }
     }
@@ -102,7 +126,11 @@ fn parse(arguments: Vec<OsString>) -> Result<Request> {
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let name = argument.to_string_lossy().into_owned();
-        let mut value = || arguments.next().with_context(|| format!("{name} needs a value"));
+        let mut value = || {
+            arguments
+                .next()
+                .with_context(|| format!("{name} needs a value"))
+        };
         match name.as_str() {
             "--" => {
                 request.argv.extend(arguments);
@@ -111,7 +139,10 @@ fn parse(arguments: Vec<OsString>) -> Result<Request> {
             "-i" | "--interactive" => request.is_interactive = true,
             "--verbose" => request.is_verbose = true,
             "--iommu" => request.lab.has_iommu = true,
-            "--out" => request.lab.shares.push(share(value()?.into(), "/lab-out".into())),
+            "--out" => request
+                .lab
+                .shares
+                .push(share(value()?.into(), "/lab-out".into())),
             "--share" => {
                 let pair = value()?;
                 let text = pair.to_string_lossy();
@@ -124,7 +155,9 @@ fn parse(arguments: Vec<OsString>) -> Result<Request> {
             "--cpus" => request.lab.cpus = number(&name, &value()?)?,
             "--memory" => request.lab.memory_mib = number(&name, &value()?)?,
             "--qemu" => request.lab.qemu_arguments.push(value()?),
-            other if other.starts_with('-') => bail!("no option {other}; see `cargo xtask lab --help`"),
+            other if other.starts_with('-') => {
+                bail!("no option {other}; see `cargo xtask lab --help`")
+            }
             _ => {
                 request.argv.push(argument);
                 request.argv.extend(arguments);
@@ -140,7 +173,11 @@ fn parse(arguments: Vec<OsString>) -> Result<Request> {
 }
 
 fn share(here: PathBuf, there: PathBuf) -> Share {
-    Share { here, there, is_writable: true }
+    Share {
+        here,
+        there,
+        is_writable: true,
+    }
 }
 
 fn number<N: std::str::FromStr + PartialOrd + Default>(name: &str, value: &OsStr) -> Result<N> {
@@ -176,10 +213,31 @@ mod tests {
 
     #[test]
     fn shares_and_limits() {
-        let words = ["--out", "a", "--share", "b=/c", "--timeout", "7", "--memory", "512", "true"];
+        let words = [
+            "--out",
+            "a",
+            "--share",
+            "b=/c",
+            "--timeout",
+            "7",
+            "--memory",
+            "512",
+            "true",
+        ];
         let request = parsed(&words).unwrap();
-        let pairs: Vec<_> = request.lab.shares.iter().map(|s| (s.here.clone(), s.there.clone())).collect();
-        assert_eq!(pairs, [("a".into(), "/lab-out".into()), (PathBuf::from("b"), "/c".into())]);
+        let pairs: Vec<_> = request
+            .lab
+            .shares
+            .iter()
+            .map(|s| (s.here.clone(), s.there.clone()))
+            .collect();
+        assert_eq!(
+            pairs,
+            [
+                ("a".into(), "/lab-out".into()),
+                (PathBuf::from("b"), "/c".into())
+            ]
+        );
         assert_eq!(request.timeout, Duration::from_secs(7));
         assert_eq!(request.lab.memory_mib, 512);
     }

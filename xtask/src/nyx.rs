@@ -74,14 +74,23 @@ pub(crate) fn guest_kernels(nyx: &Path) -> Result<GuestKernels> {
         .output()
         .with_context(|| format!("cannot run {} doctor", nyx.display()))?;
     parse_doctor(&output.stdout).with_context(|| {
-        let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
-        format!("nyx doctor --json ({}) gave no verdict {said}", output.status)
+        let said = String::from_utf8_lossy(&output.stderr)
+            .trim_end()
+            .to_owned();
+        format!(
+            "nyx doctor --json ({}) gave no verdict {said}",
+            output.status
+        )
     })
 }
 
 fn parse_doctor(json: &[u8]) -> Result<GuestKernels> {
-    let report: serde_json::Value = serde_json::from_slice(json).context("its report is no JSON")?;
-    match report.get("guest_kernels").and_then(serde_json::Value::as_str) {
+    let report: serde_json::Value =
+        serde_json::from_slice(json).context("its report is no JSON")?;
+    match report
+        .get("guest_kernels")
+        .and_then(serde_json::Value::as_str)
+    {
         Some("native") => Ok(GuestKernels::Native),
         Some("emulated") => Ok(GuestKernels::Emulated),
         Some("unavailable") => Ok(GuestKernels::Unavailable),
@@ -96,9 +105,18 @@ mod tests {
     #[test]
     fn the_doctors_verdict_is_read() {
         let verdict = |json: &str| parse_doctor(json.as_bytes());
-        assert_eq!(verdict(r#"{"guest_kernels":"native","x":1}"#).unwrap(), GuestKernels::Native);
-        assert_eq!(verdict(r#"{"guest_kernels":"emulated"}"#).unwrap(), GuestKernels::Emulated);
-        assert_eq!(verdict(r#"{"guest_kernels":"unavailable"}"#).unwrap(), GuestKernels::Unavailable);
+        assert_eq!(
+            verdict(r#"{"guest_kernels":"native","x":1}"#).unwrap(),
+            GuestKernels::Native
+        );
+        assert_eq!(
+            verdict(r#"{"guest_kernels":"emulated"}"#).unwrap(),
+            GuestKernels::Emulated
+        );
+        assert_eq!(
+            verdict(r#"{"guest_kernels":"unavailable"}"#).unwrap(),
+            GuestKernels::Unavailable
+        );
         assert!(verdict(r#"{"guest_kernels":"maybe"}"#).is_err());
         assert!(verdict("{}").is_err());
         assert!(verdict("").unwrap_err().to_string().contains("no JSON"));

@@ -13,9 +13,15 @@ pub(crate) struct Count {
 
 impl Count {
     /// One check that passed.
-    pub(crate) const PASS: Self = Self { passed: 1, failed: 0 };
+    pub(crate) const PASS: Self = Self {
+        passed: 1,
+        failed: 0,
+    };
     /// One check that failed.
-    pub(crate) const FAIL: Self = Self { passed: 0, failed: 1 };
+    pub(crate) const FAIL: Self = Self {
+        passed: 0,
+        failed: 1,
+    };
 }
 
 /// A stage that is over.
@@ -36,7 +42,10 @@ pub(crate) struct Stages {
 impl Stages {
     /// Starts the clock.
     pub(crate) fn new() -> Self {
-        Self { start: Instant::now(), rows: Vec::new() }
+        Self {
+            start: Instant::now(),
+            rows: Vec::new(),
+        }
     }
 
     /// Runs one stage; it appears in the table even if it fails.
@@ -50,7 +59,11 @@ impl Stages {
 
     /// Adds a stage that was timed elsewhere.
     pub(crate) fn add(&mut self, name: &str, took: Duration) {
-        self.rows.push(Row { name: name.to_owned(), took, remark: String::new() });
+        self.rows.push(Row {
+            name: name.to_owned(),
+            took,
+            remark: String::new(),
+        });
     }
 
     /// Says something of the last stage.
@@ -63,9 +76,16 @@ impl Stages {
     /// The table, with the total as its last line.
     pub(crate) fn table(&self) -> String {
         let total = ("total".to_owned(), self.start.elapsed(), String::new());
-        let rows = self.rows.iter().map(|row| (row.name.clone(), row.took, row.remark.clone()));
+        let rows = self
+            .rows
+            .iter()
+            .map(|row| (row.name.clone(), row.took, row.remark.clone()));
         let rows: Vec<_> = rows.chain([total]).collect();
-        let width = rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0);
+        let width = rows
+            .iter()
+            .map(|(name, ..)| name.chars().count())
+            .max()
+            .unwrap_or(0);
         let mut table = String::new();
         for (name, took, remark) in rows {
             let line = format!("  {name:width$}  {:>8}  {remark}", seconds(took));
@@ -91,7 +111,10 @@ mod tests {
 
     #[test]
     fn the_table_lists_every_stage() {
-        let mut stages = Stages { start: Instant::now(), rows: Vec::new() };
+        let mut stages = Stages {
+            start: Instant::now(),
+            rows: Vec::new(),
+        };
         let result: Result<(), &str> = stages.run("breaks", || Err("so"));
         assert!(result.is_err());
         stages.remark("1 failed");
@@ -99,7 +122,10 @@ mod tests {
         let table = stages.table();
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[0].starts_with("  breaks ") && lines[0].ends_with("0.00 s  1 failed"), "{table}");
+        assert!(
+            lines[0].starts_with("  breaks ") && lines[0].ends_with("0.00 s  1 failed"),
+            "{table}"
+        );
         assert_eq!(lines[1], "  build the thing  2 m 05 s");
         assert!(lines[2].starts_with("  total "), "{table}");
     }

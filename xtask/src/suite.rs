@@ -27,10 +27,22 @@ use crate::stages::{Count, Stages};
 
 /// Packages that tests use and that nothing of the harness installs by itself.
 const NEEDS: &[Need] = &[
-    Need { package: "e2fsprogs", why: "tests check guests' file systems with e2fsck" },
-    Need { package: "iproute2", why: "tests make TAP interfaces and network namespaces" },
-    Need { package: "slirp4netns", why: "tests of user-mode networking" },
-    Need { package: "socat", why: "tests talk to consoles and vsock through Unix sockets" },
+    Need {
+        package: "e2fsprogs",
+        why: "tests check guests' file systems with e2fsck",
+    },
+    Need {
+        package: "iproute2",
+        why: "tests make TAP interfaces and network namespaces",
+    },
+    Need {
+        package: "slirp4netns",
+        why: "tests of user-mode networking",
+    },
+    Need {
+        package: "socat",
+        why: "tests talk to consoles and vsock through Unix sockets",
+    },
 ];
 
 type Stage = (&'static str, &'static str, fn() -> Result<Count>);
@@ -39,7 +51,11 @@ const STAGES: &[Stage] = &[
     ("format", "cargo fmt --check", format),
     ("lint", "cargo clippy, warnings denied", lint),
     ("layers", "what each crate may depend on", check_layers),
-    ("packages", "Debian packages, guest kernels and images, the lab", prepare),
+    (
+        "packages",
+        "Debian packages, guest kernels and images, the lab",
+        prepare,
+    ),
     ("unit", "tests that need nothing but this machine", unit),
     ("doc", "examples in documentation", doc),
     ("native", "native_… tests: this machine's /dev/kvm", native),
@@ -49,15 +65,20 @@ const STAGES: &[Stage] = &[
 
 /// Runs `cargo xtask test`.
 pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
-    let wanted: Vec<String> =
-        arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let wanted: Vec<String> = arguments
+        .iter()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     if wanted.iter().any(|word| word == "--list") {
         for (name, what, _) in STAGES {
             println!("{name:10} {what}");
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(unknown) = wanted.iter().find(|word| STAGES.iter().all(|(name, ..)| name != word)) {
+    if let Some(unknown) = wanted
+        .iter()
+        .find(|word| STAGES.iter().all(|(name, ..)| name != word))
+    {
         bail!("there is no stage {unknown:?}; `cargo xtask test --list` names them");
     }
     let mut stages = Stages::new();
@@ -82,7 +103,11 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
     }
     println!("\n{}", stages.table());
     println!("{} passed, {} failed", total.passed, total.failed);
-    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Tool {
@@ -95,11 +120,21 @@ fn one(is_good: bool) -> Count {
 }
 
 fn format() -> Result<Count> {
-    Ok(one(cargo(["fmt", "--all", "--check"]).command().status()?.success()))
+    Ok(one(cargo(["fmt", "--all", "--check"])
+        .command()
+        .status()?
+        .success()))
 }
 
 fn lint() -> Result<Count> {
-    let arguments = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    let arguments = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
     Ok(one(cargo(arguments).command().status()?.success()))
 }
 
@@ -142,14 +177,29 @@ fn demo() -> Result<Count> {
 /// Runs the tests of the workspace: those that are not ignored, or the ignored ones of one ground.
 fn tests(ground: Option<&str>) -> Result<Count> {
     let tool = if tool::find("cargo-nextest").is_some() {
-        let tool = cargo(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
+        let tool = cargo([
+            "nextest",
+            "run",
+            "--workspace",
+            "--no-fail-fast",
+            "--no-tests=pass",
+        ]);
         match ground {
             None => tool,
             // One at a time: each may boot machines that want all processors.
-            Some(prefix) => tool.args(["--run-ignored", "only", "-j1", "-E"]).arg(filter(prefix)),
+            Some(prefix) => tool
+                .args(["--run-ignored", "only", "-j1", "-E"])
+                .arg(filter(prefix)),
         }
     } else {
-        let tool = cargo(["test", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests"]);
+        let tool = cargo([
+            "test",
+            "--workspace",
+            "--no-fail-fast",
+            "--lib",
+            "--bins",
+            "--tests",
+        ]);
         match ground {
             None => tool,
             Some(prefix) => tool.args(["--", "--ignored", "--test-threads=1", prefix]),
@@ -180,7 +230,10 @@ fn count(tool: &Tool) -> Result<Count> {
         (out, err.join().unwrap_or_default())
     });
     let status = child.wait()?;
-    let mut total = Count { passed: out.passed + err.passed, failed: out.failed + err.failed };
+    let mut total = Count {
+        passed: out.passed + err.passed,
+        failed: out.failed + err.failed,
+    };
     if !status.success() && total.failed == 0 {
         // It did not come to testing, or broke while at it.
         total.failed = 1;
@@ -190,7 +243,10 @@ fn count(tool: &Tool) -> Result<Count> {
 
 fn follow(source: impl Read, mut sink: impl Write) -> Count {
     let mut total = Count::default();
-    for line in BufReader::new(source).split(b'\n').map_while(|line| line.ok()) {
+    for line in BufReader::new(source)
+        .split(b'\n')
+        .map_while(|line| line.ok())
+    {
         let line = String::from_utf8_lossy(&line);
         if let Some(count) = counted(&line) {
             total.passed += count.passed;
@@ -214,9 +270,14 @@ fn counted(line: &str) -> Option<Count> {
         return None;
     };
     let mut count = Count::default();
-    let words: Vec<&str> = counts.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = counts
+        .split([' ', ',', ';'])
+        .filter(|word| !word.is_empty())
+        .collect();
     for pair in words.windows(2) {
-        let Ok(number) = pair[0].parse::<u64>() else { continue };
+        let Ok(number) = pair[0].parse::<u64>() else {
+            continue;
+        };
         match pair[1] {
             "passed" => count.passed += number,
             // "timed out" and "exec failed" are nextest's other ways to fail.
@@ -234,17 +295,27 @@ mod tests {
     #[test]
     fn closing_lines_are_counted() {
         let of = |line: &str| counted(line).map(|count| (count.passed, count.failed));
-        assert_eq!(of("     Summary [   1.234s] 12 tests run: 12 passed, 3 skipped"), Some((12, 0)));
+        assert_eq!(
+            of("     Summary [   1.234s] 12 tests run: 12 passed, 3 skipped"),
+            Some((12, 0))
+        );
         let mixed = "     Summary [  61.0s] 9 tests run: 5 passed (1 slow), 3 failed, 1 timed out, 0 skipped";
         assert_eq!(of(mixed), Some((5, 4)));
-        assert_eq!(of("test result: ok. 7 passed; 0 failed; 2 ignored; 0 measured"), Some((7, 0)));
-        assert_eq!(of("test result: FAILED. 7 passed; 1 failed; 2 ignored"), Some((7, 1)));
+        assert_eq!(
+            of("test result: ok. 7 passed; 0 failed; 2 ignored; 0 measured"),
+            Some((7, 0))
+        );
+        assert_eq!(
+            of("test result: FAILED. 7 passed; 1 failed; 2 ignored"),
+            Some((7, 1))
+        );
         assert_eq!(of("7 passed, 1 failed"), None);
     }
 
     #[test]
     fn output_is_passed_on_while_it_is_counted() {
-        let text = b"one\ntest result: ok. 2 passed; 0 failed;\ntest result: ok. 1 passed; 0 failed;\n";
+        let text =
+            b"one\ntest result: ok. 2 passed; 0 failed;\ntest result: ok. 1 passed; 0 failed;\n";
         let mut sink = Vec::new();
         let count = follow(&text[..], &mut sink);
         assert_eq!((count.passed, count.failed), (3, 0));

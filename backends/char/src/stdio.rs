@@ -18,6 +18,7 @@ use rustix::termios::{isatty, tcgetwinsize};
 use serde::Deserialize;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// Configuration of kind `stdio`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -47,7 +48,8 @@ enum Way {
 }
 
 struct End {
-    fd: OwnedFd,
+    // Shared with the thread: epoll knows an open file by its number, so a duplicate will not do.
+    fd: Arc<OwnedFd>,
     way: Way,
 }
 
@@ -68,16 +70,16 @@ impl End {
             let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             // Refused for a terminal of another user (after `su`), or without /proc.
             if let Ok(fd) = open(path, flags, Mode::empty()) {
-                return Ok(Self { fd, way });
+                return Ok(Self { fd: Arc::new(fd), way });
             }
         }
         let way = if matches!(way, Way::Own) { Way::Shared } else { way };
-        Ok(Self { fd: std.try_clone_to_owned()?, way })
+        Ok(Self { fd: Arc::new(std.try_clone_to_owned()?), way })
     }
 
     fn polls(&self, flags: PollFlags) -> bool {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut fds = [PollFd::new(&self.fd, flags)];
+        let mut fds = [PollFd::new(&*self.fd, flags)];
         matches!(poll(&mut fds, Some(&zero)), Ok(n) if n > 0)
     }
 
@@ -226,12 +228,12 @@ impl CharBackend for Stdio {
         let always = !watch.add(&self.input.fd, INPUT, Edge::Input)?;
         watch.add(&self.output.fd, OUTPUT, Edge::Closed)?;
         watch.add(&self.wake, WAKE, Edge::Input)?;
-        if isatty(&self.output.fd) {
+        if isatty(&self.input.fd) || isatty(&self.output.fd) {
             let wake = self.wake.as_fd().try_clone_to_owned()?;
-            self.size = Some(SizeSignal::install(EventFd::from(wake)));
+            self.size = Some(SizeSignal::install(wake));
         }
         let arm = watch.arm();
-        let (rearm, output) = (watch.arm(), self.output.fd.try_clone()?);
+        let (rearm, output) = (watch.arm(), Arc::clone(&self.output.fd));
         watch.start("char-stdio", move |token| {
             if token == OUTPUT {
                 rearm.rearm(&output, OUTPUT, Edge::Closed);

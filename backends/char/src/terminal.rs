@@ -4,7 +4,6 @@
 //! while nobody handles them, and for the time the process is stopped. A program that installs its
 //! own handlers for those signals keeps them. SIGKILL leaves the terminal raw: nothing can help that.
 
-use nyx_reactor::EventFd;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use std::io;
 use std::mem::MaybeUninit;
@@ -44,13 +43,13 @@ impl Drop for Claim {
 
 /// Tells `wake` about SIGWINCH and about the process being continued, until dropped.
 pub(crate) struct SizeSignal {
-    _wake: EventFd,
+    _wake: OwnedFd,
 }
 
 impl SizeSignal {
-    /// `wake` is a duplicate that this keeps open for the handler.
-    pub(crate) fn install(wake: EventFd) -> Self {
-        WAKE.store(wake.as_fd().as_raw_fd(), Ordering::Release);
+    /// `wake` is an eventfd.
+    pub(crate) fn install(wake: OwnedFd) -> Self {
+        WAKE.store(wake.as_raw_fd(), Ordering::Release);
         install(libc::SIGWINCH, on_resize);
         install(libc::SIGCONT, on_continue);
         Self { _wake: wake }

@@ -1,1 +1,11 @@
 //! Platform devices: serial, ioapic, rtc, i8042, pm, debug ports, pvpanic, VM generation id.
+//!
+//! One module per device; what each of them is, its module says. All are byte-stream, register and
+//! wire logic only: nothing here blocks, and an idle device arms no timer.
+#![forbid(unsafe_code)]
+
+mod aml;
+mod ports;
+pub mod serial;
+
+pub use serial::Serial;

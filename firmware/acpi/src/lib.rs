@@ -20,7 +20,8 @@ mod tables;
 mod tests;
 
 pub use platform::{
-    AcpiPlatform, CpuEntry, Ecam, ExtraTable, Fragment, GpeBlock, IoapicEntry, NATIVE_CONTROL, PciRoot,
-    PmBlock, Polarity, PrtEntry, ResetRegister, Scope, SleepRegisters, SourceOverride, Spcr, Trigger,
+    AcpiPlatform, CpuEntry, Ecam, ExtraTable, Fragment, GpeBlock, IoapicEntry, NATIVE_CONTROL,
+    PciRoot, PmBlock, Polarity, PrtEntry, ResetRegister, Scope, SleepRegisters, SourceOverride,
+    Spcr, Trigger,
 };
 pub use tables::{BuildError, Table, Tables, build};

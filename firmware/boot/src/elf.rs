@@ -103,11 +103,10 @@ pub(crate) fn parse(
     };
     let machine = match head.get(5) {
         Some(1) => field(18, 2)?,
-        _ => {
-            return Err(KernelFault::ForeignMachine(machine_name(
-                field(18, 2)?.swap_bytes(),
-            )));
-        }
+        _ => match field(18, 2)?.swap_bytes() {
+            EM_386 | EM_X86_64 => return Err(KernelFault::Malformed("its header is big-endian")),
+            other => return Err(KernelFault::ForeignMachine(machine_name(other))),
+        },
     };
     if machine != EM_X86_64 && machine != EM_386 {
         return Err(KernelFault::ForeignMachine(machine_name(machine)));

@@ -24,10 +24,15 @@ const PACKINGS: [(&[u8], &str, &[&str]); 6] = [
 /// The compressed payload of a bzImage.
 fn payload(image: &[u8]) -> Result<&[u8]> {
     let word = |at: usize| -> Result<usize> {
-        let bytes = image.get(at..at + 4).context("the image ends inside its header")?;
+        let bytes = image
+            .get(at..at + 4)
+            .context("the image ends inside its header")?;
         Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
     };
-    ensure!(image.get(0x202..0x206) == Some(b"HdrS"), "no bzImage: the mark HdrS is absent");
+    ensure!(
+        image.get(0x202..0x206) == Some(b"HdrS"),
+        "no bzImage: the mark HdrS is absent"
+    );
     // Zero means four, for the sake of very old images.
     let sectors = match image[0x1f1] {
         0 => 4,
@@ -35,22 +40,38 @@ fn payload(image: &[u8]) -> Result<&[u8]> {
     };
     let start = (sectors + 1) * 512 + word(0x248)?;
     // The last four bytes are the unpacked length, put there for the kernel's own unpacker.
-    let end = (start + word(0x24c)?).checked_sub(4).context("an empty payload")?;
-    image.get(start..end).context("the image is shorter than its header says")
+    let end = (start + word(0x24c)?)
+        .checked_sub(4)
+        .context("an empty payload")?;
+    image
+        .get(start..end)
+        .context("the image is shorter than its header says")
 }
 
 /// Unpacks the ELF kernel from a bzImage.
 pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>> {
     let payload = payload(image)?;
-    let unpacked = if payload.starts_with(b"\x7fELF") { payload.to_vec() } else { unpack(payload)? };
-    ensure!(unpacked.starts_with(b"\x7fELF"), "what the bzImage holds is not an ELF kernel");
+    let unpacked = if payload.starts_with(b"\x7fELF") {
+        payload.to_vec()
+    } else {
+        unpack(payload)?
+    };
+    ensure!(
+        unpacked.starts_with(b"\x7fELF"),
+        "what the bzImage holds is not an ELF kernel"
+    );
     Ok(unpacked)
 }
 
 fn unpack(payload: &[u8]) -> Result<Vec<u8>> {
-    let Some((_, program, arguments)) = PACKINGS.iter().find(|(magic, ..)| payload.starts_with(magic))
+    let Some((_, program, arguments)) = PACKINGS
+        .iter()
+        .find(|(magic, ..)| payload.starts_with(magic))
     else {
-        bail!("the kernel is packed in an unknown way: {:02x?}", &payload[..payload.len().min(8)]);
+        bail!(
+            "the kernel is packed in an unknown way: {:02x?}",
+            &payload[..payload.len().min(8)]
+        );
     };
     filter(&Tool::new(program).args(*arguments), payload)
 }

@@ -29,7 +29,11 @@ struct Entry<'a> {
 impl<W: Write> Archive<W> {
     /// Starts an archive.
     pub fn new(out: W) -> Self {
-        Self { out, inode: 0, folders: BTreeSet::new() }
+        Self {
+            out,
+            inode: 0,
+            folders: BTreeSet::new(),
+        }
     }
 
     /// Adds a folder and those above it.
@@ -40,21 +44,36 @@ impl<W: Write> Archive<W> {
         }
         self.parent(path)?;
         self.folders.insert(path.to_owned());
-        self.entry(&Entry { path, mode: FOLDER | 0o755, device: (0, 0), content: &[] })
+        self.entry(&Entry {
+            path,
+            mode: FOLDER | 0o755,
+            device: (0, 0),
+            content: &[],
+        })
     }
 
     /// Adds a regular file with permission bits `mode`.
     pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
         let path = path.trim_matches('/');
         self.parent(path)?;
-        self.entry(&Entry { path, mode: FILE | (mode & 0o7777), device: (0, 0), content })
+        self.entry(&Entry {
+            path,
+            mode: FILE | (mode & 0o7777),
+            device: (0, 0),
+            content,
+        })
     }
 
     /// Adds a symbolic link.
     pub fn link(&mut self, path: &str, target: &str) -> io::Result<()> {
         let path = path.trim_matches('/');
         self.parent(path)?;
-        self.entry(&Entry { path, mode: LINK | 0o777, device: (0, 0), content: target.as_bytes() })
+        self.entry(&Entry {
+            path,
+            mode: LINK | 0o777,
+            device: (0, 0),
+            content: target.as_bytes(),
+        })
     }
 
     /// Adds a character device.
@@ -62,12 +81,22 @@ impl<W: Write> Archive<W> {
         let path = path.trim_matches('/');
         self.parent(path)?;
         let mode = CHARACTER_DEVICE | 0o600;
-        self.entry(&Entry { path, mode, device: (major, minor), content: &[] })
+        self.entry(&Entry {
+            path,
+            mode,
+            device: (major, minor),
+            content: &[],
+        })
     }
 
     /// Writes the trailer and gives the writer back.
     pub fn finish(mut self) -> io::Result<W> {
-        self.entry(&Entry { path: "TRAILER!!!", mode: 0, device: (0, 0), content: &[] })?;
+        self.entry(&Entry {
+            path: "TRAILER!!!",
+            mode: 0,
+            device: (0, 0),
+            content: &[],
+        })?;
         self.out.flush()?;
         Ok(self.out)
     }
@@ -116,7 +145,8 @@ impl<W: Write> Archive<W> {
     /// Pads to the next multiple of four.
     fn pad(&mut self, written: usize) -> io::Result<()> {
         let zeros = [0; 3];
-        self.out.write_all(&zeros[..written.next_multiple_of(4) - written])
+        self.out
+            .write_all(&zeros[..written.next_multiple_of(4) - written])
     }
 }
 
@@ -154,7 +184,10 @@ mod tests {
         archive.file("init", 0o700, b"#!").unwrap();
         let entries = read(&archive.finish().unwrap());
         let names: Vec<&str> = entries.iter().map(|(name, ..)| name.as_str()).collect();
-        assert_eq!(names, ["bin", "bin/tool", "bin/other", "dev", "dev/console", "init"]);
+        assert_eq!(
+            names,
+            ["bin", "bin/tool", "bin/other", "dev", "dev/console", "init"]
+        );
         assert_eq!(entries[0].1, 0o040_755);
         assert_eq!(entries[1].1, 0o100_755);
         assert_eq!(entries[1].2, b"12345");

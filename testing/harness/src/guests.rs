@@ -57,25 +57,35 @@ pub struct Kernel {
 /// A kernel once fetched is kept, so that test results stay comparable; remove its cache folder to
 /// fetch the newest.
 pub fn kernel(flavour: Flavour) -> Result<Kernel> {
-    let folder = workspace::cache_folder().join("kernels").join(flavour.name());
-    produce(&folder, &format!("{LAYOUT}\n{}\n", flavour.package()), |fresh| {
-        packages::install(packages::GUEST_KERNELS)?;
-        let package = newest(flavour)?;
-        eprintln!("nyx: fetching the stock kernel {package}");
-        fetch(&package, fresh)?;
-        // Debian 13 ships modules below /usr/lib; one layout serves both and depmod.
-        let lib = fresh.join("lib");
-        if !lib.join("modules").is_dir() {
-            fs::create_dir_all(&lib)?;
-            fs::rename(fresh.join("usr/lib/modules"), lib.join("modules"))
-                .context("the kernel package has no modules")?;
-        }
-        let kernel = open(fresh)?;
-        Tool::new("depmod").arg("-b").arg(fresh).arg(&kernel.release).output()?;
-        let image = fs::read(&kernel.vmlinuz)?;
-        fs::write(&kernel.vmlinux, bzimage::vmlinux(&image)?)?;
-        Ok(())
-    })?;
+    let folder = workspace::cache_folder()
+        .join("kernels")
+        .join(flavour.name());
+    produce(
+        &folder,
+        &format!("{LAYOUT}\n{}\n", flavour.package()),
+        |fresh| {
+            packages::install(packages::GUEST_KERNELS)?;
+            let package = newest(flavour)?;
+            eprintln!("nyx: fetching the stock kernel {package}");
+            fetch(&package, fresh)?;
+            // Debian 13 ships modules below /usr/lib; one layout serves both and depmod.
+            let lib = fresh.join("lib");
+            if !lib.join("modules").is_dir() {
+                fs::create_dir_all(&lib)?;
+                fs::rename(fresh.join("usr/lib/modules"), lib.join("modules"))
+                    .context("the kernel package has no modules")?;
+            }
+            let kernel = open(fresh)?;
+            Tool::new("depmod")
+                .arg("-b")
+                .arg(fresh)
+                .arg(&kernel.release)
+                .output()?;
+            let image = fs::read(&kernel.vmlinuz)?;
+            fs::write(&kernel.vmlinux, bzimage::vmlinux(&image)?)?;
+            Ok(())
+        },
+    )?;
     open(&folder)
 }
 
@@ -104,7 +114,9 @@ pub fn fetch(package: &str, folder: &Path) -> Result<()> {
     // Not below the cache folder: apt names files after versions, and only one may be there.
     let place = tempfile::tempdir().context("cannot make a temporary folder")?;
     let download = || {
-        let mut tool = Tool::new("apt-get").args(["download", "-q", package]).folder(place.path());
+        let mut tool = Tool::new("apt-get")
+            .args(["download", "-q", package])
+            .folder(place.path());
         if packages::is_root() {
             // The user _apt cannot write here, and apt would warn of it.
             tool = tool.args(["-o", "APT::Sandbox::User=root"]);
@@ -119,14 +131,21 @@ pub fn fetch(package: &str, folder: &Path) -> Result<()> {
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .with_context(|| format!("apt-get download {package} left no file"))?;
-    Tool::new("dpkg-deb").arg("-x").arg(file).arg(folder).output()?;
+    Tool::new("dpkg-deb")
+        .arg("-x")
+        .arg(file)
+        .arg(folder)
+        .output()?;
     Ok(())
 }
 
 /// The versioned package that the flavour's package depends on now.
 fn newest(flavour: Flavour) -> Result<String> {
     let ask = || {
-        let text = Tool::new("apt-cache").args(["depends", flavour.package()]).text().ok()?;
+        let text = Tool::new("apt-cache")
+            .args(["depends", flavour.package()])
+            .text()
+            .ok()?;
         parse_newest(&text)
     };
     if let Some(package) = ask() {
@@ -139,7 +158,10 @@ fn newest(flavour: Flavour) -> Result<String> {
 fn parse_newest(depends: &str) -> Option<String> {
     depends
         .lines()
-        .filter_map(|line| line.trim_start_matches([' ', '|']).strip_prefix("Depends: "))
+        .filter_map(|line| {
+            line.trim_start_matches([' ', '|'])
+                .strip_prefix("Depends: ")
+        })
         .find(|package| package.starts_with("linux-image-"))
         .map(str::to_owned)
 }
@@ -168,9 +190,16 @@ mod tests {
     #[test]
     fn the_versioned_kernel_is_found() {
         let text = "linux-image-amd64\n  Depends: linux-image-6.1.0-56-amd64\n  Recommends: x\n";
-        assert_eq!(parse_newest(text).as_deref(), Some("linux-image-6.1.0-56-amd64"));
-        let choice = "linux-image-amd64\n |Depends: linux-image-6.12-amd64\n  Depends: linux-other\n";
-        assert_eq!(parse_newest(choice).as_deref(), Some("linux-image-6.12-amd64"));
+        assert_eq!(
+            parse_newest(text).as_deref(),
+            Some("linux-image-6.1.0-56-amd64")
+        );
+        let choice =
+            "linux-image-amd64\n |Depends: linux-image-6.12-amd64\n  Depends: linux-other\n";
+        assert_eq!(
+            parse_newest(choice).as_deref(),
+            Some("linux-image-6.12-amd64")
+        );
         assert_eq!(parse_newest("linux-image-amd64\n"), None);
     }
 
@@ -179,7 +208,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(open(folder.path()).is_err());
         fs::create_dir(folder.path().join("boot")).unwrap();
-        assert!(open(folder.path()).unwrap_err().to_string().contains("no vmlinuz"));
+        assert!(
+            open(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("no vmlinuz")
+        );
         fs::write(folder.path().join("boot/System.map-6.1.0-56-amd64"), "").unwrap();
         fs::write(folder.path().join("boot/vmlinuz-6.1.0-56-amd64"), "").unwrap();
         let kernel = open(folder.path()).unwrap();

@@ -43,7 +43,13 @@ const INIT: &str = include_str!("lab/init.sh");
 const AGENT: &str = include_str!("lab/agent.sh");
 
 /// Modules that the lab's root file system and its ports need.
-const ROOT_MODULES: &[&str] = &["virtio_pci", "virtio_console", "9p", "9pnet_virtio", "overlay"];
+const ROOT_MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+];
 
 /// Modules that commands count on, inserted meanwhile. Others load when asked for.
 const HOST_MODULES: &[&str] = &[
@@ -151,7 +157,10 @@ impl LabCommand {
         let mut script = b"export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb\n".to_vec();
         for (name, value) in &self.env {
             if !is_shell_name(name) {
-                bail!("{} cannot be the name of an environment variable", name.display());
+                bail!(
+                    "{} cannot be the name of an environment variable",
+                    name.display()
+                );
             }
             script.extend_from_slice(b"export ");
             script.extend_from_slice(name.as_bytes());
@@ -266,12 +275,22 @@ impl Lab {
         sockets: &Path,
     ) -> Result<Vec<OsString>> {
         let mut arguments: Vec<OsString> = Vec::new();
-        let mut add = |words: &[&OsStr]| arguments.extend(words.iter().map(|&word| word.to_owned()));
+        let mut add =
+            |words: &[&OsStr]| arguments.extend(words.iter().map(|&word| word.to_owned()));
         let text = |word: &'static str| OsStr::new(word);
         // Threads of translated code, one for each processor; Milan is the first model whose every feature
         // QEMU's AMD-V emulation copes with.
-        add(&[text("-nodefaults"), text("-no-user-config"), text("-no-reboot")]);
-        add(&[text("-display"), text("none"), text("-monitor"), text("none")]);
+        add(&[
+            text("-nodefaults"),
+            text("-no-user-config"),
+            text("-no-reboot"),
+        ]);
+        add(&[
+            text("-display"),
+            text("none"),
+            text("-monitor"),
+            text("none"),
+        ]);
         add(&[text("-accel"), text("tcg,thread=multi")]);
         add(&[text("-cpu"), text("EPYC-Milan,+svm,+npt")]);
         add(&[text("-machine"), text("q35,kernel-irqchip=split")]);
@@ -288,31 +307,50 @@ impl Lab {
             add(&[text("-device"), text(device)]);
         }
         add(&[text("-append"), OsStr::new(&line)]);
-        add(&[text("-chardev"), &option("file,id=log,path=", log.as_os_str(), "")?]);
+        add(&[
+            text("-chardev"),
+            &option("file,id=log,path=", log.as_os_str(), "")?,
+        ]);
         add(&[text("-serial"), text("chardev:log")]);
         add(&[text("-device"), text("virtio-serial-pci,max_ports=8")]);
         for port in session::PORTS {
             let chardev = format!("socket,id={},path=", port.id());
-            add(&[text("-chardev"), &option(&chardev, sockets.join(port.id()).as_os_str(), "")?]);
+            add(&[
+                text("-chardev"),
+                &option(&chardev, sockets.join(port.id()).as_os_str(), "")?,
+            ]);
             add(&[text("-device"), OsStr::new(&port.device())]);
         }
         let root = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap";
         add(&[text("-fsdev"), text(root)]);
-        add(&[text("-device"), text("virtio-9p-pci,fsdev=host,mount_tag=host")]);
+        add(&[
+            text("-device"),
+            text("virtio-9p-pci,fsdev=host,mount_tag=host"),
+        ]);
         for (number, share) in self.shares.iter().enumerate() {
             let here = fs::canonicalize(&share.here)
                 .with_context(|| format!("cannot share {}", share.here.display()))?;
             let before = format!("local,id=share{number},path=");
-            let after = if share.is_writable { ",readonly=off" } else { ",readonly=on" };
+            let after = if share.is_writable {
+                ",readonly=off"
+            } else {
+                ",readonly=on"
+            };
             let after = format!("{after},security_model=none,multidevs=remap");
             add(&[text("-fsdev"), &option(&before, here.as_os_str(), &after)?]);
             let device = format!("virtio-9p-pci,fsdev=share{number},mount_tag=share{number}");
             add(&[text("-device"), OsStr::new(&device)]);
         }
         // Away from 10.0.2.0/24, which the guests' own user-mode networks use.
-        add(&[text("-netdev"), text("user,id=net,net=192.168.76.0/24,restrict=on")]);
+        add(&[
+            text("-netdev"),
+            text("user,id=net,net=192.168.76.0/24,restrict=on"),
+        ]);
         add(&[text("-device"), text("virtio-net-pci,netdev=net,romfile=")]);
-        add(&[text("-object"), text("rng-random,id=rng,filename=/dev/urandom")]);
+        add(&[
+            text("-object"),
+            text("rng-random,id=rng,filename=/dev/urandom"),
+        ]);
         add(&[text("-device"), text("virtio-rng-pci,rng=rng")]);
         arguments.extend(self.qemu_arguments.iter().cloned());
         Ok(arguments)
@@ -350,8 +388,12 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) -> Result<()> {
 
 fn is_shell_name(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
-    bytes.first().is_some_and(|first| first.is_ascii_alphabetic() || *first == b'_')
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
+    bytes
+        .first()
+        .is_some_and(|first| first.is_ascii_alphabetic() || *first == b'_')
+        && bytes
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
 }
 
 fn line(text: &OsStr) -> Vec<u8> {
@@ -362,16 +404,23 @@ fn line(text: &OsStr) -> Vec<u8> {
 fn log_file() -> Result<PathBuf> {
     let folder = workspace::cache_folder().join("logs");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let mut old: Vec<PathBuf> =
-        fs::read_dir(&folder)?.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+    let mut old: Vec<PathBuf> = fs::read_dir(&folder)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect();
     // Names begin with the time, so they sort by age.
     old.sort();
     for path in old.iter().take(old.len().saturating_sub(KEPT_LOGS - 1)) {
         // Another lab that starts now may have removed it already.
         let _ = fs::remove_file(path);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let path = folder.join(format!("lab-{:013}-{}.log", now.as_millis(), std::process::id()));
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let path = folder.join(format!(
+        "lab-{:013}-{}.log",
+        now.as_millis(),
+        std::process::id()
+    ));
     fs::File::create(&path)
         .and_then(|mut file| file.write_all(b""))
         .with_context(|| format!("cannot make {}", path.display()))?;

@@ -39,12 +39,17 @@ impl ModuleTree {
         for name in required {
             let name = canonical(name);
             if !self.files.contains_key(&name) && !self.builtin.contains(&name) {
-                bail!("the kernel of {} has no module {name}", self.folder.display());
+                bail!(
+                    "the kernel of {} has no module {name}",
+                    self.folder.display()
+                );
             }
         }
         let mut order: Vec<&str> = Vec::new();
         for name in required.iter().chain(wanted) {
-            let Some((file, needs)) = self.files.get(&canonical(name)) else { continue };
+            let Some((file, needs)) = self.files.get(&canonical(name)) else {
+                continue;
+            };
             // modules.dep lists what a module needs with the deepest need last.
             for path in needs.iter().rev().chain([file]) {
                 if !order.contains(&path.as_str()) {
@@ -52,7 +57,10 @@ impl ModuleTree {
                 }
             }
         }
-        Ok(order.into_iter().map(|path| self.folder.join(path)).collect())
+        Ok(order
+            .into_iter()
+            .map(|path| self.folder.join(path))
+            .collect())
     }
 }
 
@@ -108,10 +116,17 @@ mod tests {
     #[test]
     fn needs_come_first_and_only_once() {
         let (folder, tree) = tree();
-        let order = tree.load_order(&["net", "not_there"], &["blk", "ext4"]).unwrap();
+        let order = tree
+            .load_order(&["net", "not_there"], &["blk", "ext4"])
+            .unwrap();
         let names: Vec<String> = order
             .iter()
-            .map(|path| path.strip_prefix(folder.path()).unwrap().display().to_string())
+            .map(|path| {
+                path.strip_prefix(folder.path())
+                    .unwrap()
+                    .display()
+                    .to_string()
+            })
             .collect();
         assert_eq!(
             names,

@@ -19,28 +19,58 @@ pub struct Need {
 
 /// What unpacking and indexing a stock kernel needs.
 pub const GUEST_KERNELS: &[Need] = &[
-    Need { package: "kmod", why: "depmod orders the modules of a guest kernel" },
-    Need { package: "xz-utils", why: "Debian's kernel image is compressed with xz" },
-    Need { package: "zstd", why: "newer Debian kernel images are compressed with zstd" },
+    Need {
+        package: "kmod",
+        why: "depmod orders the modules of a guest kernel",
+    },
+    Need {
+        package: "xz-utils",
+        why: "Debian's kernel image is compressed with xz",
+    },
+    Need {
+        package: "zstd",
+        why: "newer Debian kernel images are compressed with zstd",
+    },
 ];
 
 /// What building the userland disk needs.
 pub const USERLAND: &[Need] = &[
-    Need { package: "mmdebstrap", why: "makes the small Debian system on the guest's disk" },
-    Need { package: "e2fsprogs", why: "mke2fs makes the guest's file system" },
-    Need { package: "fdisk", why: "sfdisk writes the guest disk's partition table" },
+    Need {
+        package: "mmdebstrap",
+        why: "makes the small Debian system on the guest's disk",
+    },
+    Need {
+        package: "e2fsprogs",
+        why: "mke2fs makes the guest's file system",
+    },
+    Need {
+        package: "fdisk",
+        why: "sfdisk writes the guest disk's partition table",
+    },
 ];
 
 /// What building the userland disk needs besides when the user is not root.
 const USERLAND_UNPRIVILEGED: &[Need] = &[
-    Need { package: "fakeroot", why: "gives files of the guest's disk their owners" },
-    Need { package: "uidmap", why: "lets an ordinary user unpack a Debian system" },
+    Need {
+        package: "fakeroot",
+        why: "gives files of the guest's disk their owners",
+    },
+    Need {
+        package: "uidmap",
+        why: "lets an ordinary user unpack a Debian system",
+    },
 ];
 
 /// What the lab's emulator needs: see [`install_emulator`].
 const EMULATOR: &[Need] = &[
-    Need { package: "qemu-system-x86", why: "the lab emulates a PC with AMD-V" },
-    Need { package: "qemu-utils", why: "kept at the same version as qemu-system-x86" },
+    Need {
+        package: "qemu-system-x86",
+        why: "the lab emulates a PC with AMD-V",
+    },
+    Need {
+        package: "qemu-utils",
+        why: "kept at the same version as qemu-system-x86",
+    },
 ];
 
 /// The oldest emulator whose AMD-V emulation runs a nested guest (7.2 aborts).
@@ -57,7 +87,11 @@ pub fn install(needs: &[Need]) -> Result<()> {
 /// Makes sure that what the userland disk is built with is there.
 pub fn install_userland_tools() -> Result<()> {
     install(USERLAND)?;
-    if is_root() { Ok(()) } else { install(USERLAND_UNPRIVILEGED) }
+    if is_root() {
+        Ok(())
+    } else {
+        install(USERLAND_UNPRIVILEGED)
+    }
 }
 
 /// Makes sure that an emulator new enough for the lab is there.
@@ -72,14 +106,14 @@ pub fn install_emulator() -> Result<()> {
     if candidate("qemu-system-x86").is_none() {
         update()?;
     }
-    let suite = if offers(candidate("qemu-system-x86")) {
+    let suite = if offers(candidate("qemu-system-x86").as_deref()) {
         None
     } else if codename()?.as_deref() == Some("bookworm") {
-        if !offers(candidate_in("bookworm-backports", "qemu-system-x86")) {
+        if !offers(candidate_in("bookworm-backports", "qemu-system-x86").as_deref()) {
             add_backports()?;
             update()?;
         }
-        if !offers(candidate_in("bookworm-backports", "qemu-system-x86")) {
+        if !offers(candidate_in("bookworm-backports", "qemu-system-x86").as_deref()) {
             bail!(
                 "bookworm-backports offers no QEMU {EMULATOR_MAJOR}, which the lab needs; \
                  see `apt-cache policy qemu-system-x86`"
@@ -104,7 +138,10 @@ pub fn install_emulator() -> Result<()> {
 /// The version of `qemu-system-x86_64` in `PATH`, as major and minor.
 pub fn emulator_version() -> Option<(u32, u32)> {
     tool::find("qemu-system-x86_64")?;
-    let text = Tool::new("qemu-system-x86_64").arg("--version").text().ok()?;
+    let text = Tool::new("qemu-system-x86_64")
+        .arg("--version")
+        .text()
+        .ok()?;
     parse_emulator_version(&text)
 }
 
@@ -123,9 +160,15 @@ pub fn missing(needs: &[Need]) -> Result<Vec<Need>> {
         .command()
         .stderr(std::process::Stdio::null())
         .output()
-        .context("cannot run dpkg-query: the project's tests and demo need Debian or a derivative")?;
+        .context(
+            "cannot run dpkg-query: the project's tests and demo need Debian or a derivative",
+        )?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(needs.iter().copied().filter(|need| !is_installed(&text, need.package)).collect())
+    Ok(needs
+        .iter()
+        .copied()
+        .filter(|need| !is_installed(&text, need.package))
+        .collect())
 }
 
 fn is_installed(listing: &str, package: &str) -> bool {
@@ -189,11 +232,21 @@ fn as_root(program: &str, arguments: &[&str]) -> Result<Tool> {
     let tool = if is_root() {
         Tool::new(program)
     } else if tool::find("sudo").is_some() {
-        Tool::new("sudo").args(["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", program])
+        Tool::new("sudo").args([
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "LC_ALL=C.UTF-8",
+            program,
+        ])
     } else {
-        bail!("this needs root, and there is no sudo; run as root: {program} {}", arguments.join(" "))
+        bail!(
+            "this needs root, and there is no sudo; run as root: {program} {}",
+            arguments.join(" ")
+        )
     };
-    Ok(tool.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+    Ok(tool
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 /// Are we root?
@@ -207,30 +260,44 @@ fn apt_lock() -> Result<Lock> {
 
 /// The version that `apt-get install PACKAGE` would bring.
 fn candidate(package: &str) -> Option<String> {
-    let text = Tool::new("apt-cache").args(["policy", package]).text().ok()?;
+    let text = Tool::new("apt-cache")
+        .args(["policy", package])
+        .text()
+        .ok()?;
     parse_candidate(&text)
 }
 
 fn parse_candidate(policy: &str) -> Option<String> {
-    let line = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let line = policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (line != "(none)").then(|| line.to_owned())
 }
 
 /// The version a named suite has.
 fn candidate_in(suite: &str, package: &str) -> Option<String> {
-    let text = Tool::new("apt-cache").args(["-t", suite, "policy", package]).text().ok()?;
+    let text = Tool::new("apt-cache")
+        .args(["-t", suite, "policy", package])
+        .text()
+        .ok()?;
     parse_candidate(&text)
 }
 
 /// Is this package version an emulator new enough?
-fn offers(version: Option<String>) -> bool {
-    version.as_deref().and_then(major).is_some_and(|major| major >= EMULATOR_MAJOR)
+fn offers(version: Option<&str>) -> bool {
+    version
+        .and_then(major)
+        .is_some_and(|major| major >= EMULATOR_MAJOR)
 }
 
 /// The upstream major number in a Debian version: `1:10.0.2+ds-2` is 10.
 fn major(version: &str) -> Option<u32> {
     let upstream = version.split_once(':').map_or(version, |(_, rest)| rest);
-    upstream.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    upstream
+        .split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// The running Debian's code name.
@@ -241,7 +308,9 @@ pub fn codename() -> Result<Option<String>> {
 
 fn parse_codename(text: &str) -> Option<String> {
     let is_debian = text.lines().any(|line| line == "ID=debian");
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
     is_debian.then(|| name.trim_matches('"').to_owned())
 }
 
@@ -257,7 +326,11 @@ pub(crate) struct Source {
 /// The suites of Debian's own archive that apt is set up with.
 pub(crate) fn debian_sources() -> Result<Vec<Source>> {
     let text = Tool::new("apt-get")
-        .args(["indextargets", "--format", "$(REPO_URI)|$(CODENAME)|$(COMPONENT)|$(ORIGIN)"])
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI)|$(CODENAME)|$(COMPONENT)|$(ORIGIN)",
+        ])
         .arg("Created-By: Packages")
         .text()?;
     Ok(parse_sources(&text))
@@ -269,7 +342,10 @@ fn parse_sources(text: &str) -> Vec<Source> {
         if let [uri, codename, "main", "Debian" | "Debian Backports"] =
             line.split('|').collect::<Vec<_>>()[..]
         {
-            sources.push(Source { uri: uri.to_owned(), codename: codename.to_owned() });
+            sources.push(Source {
+                uri: uri.to_owned(),
+                codename: codename.to_owned(),
+            });
         }
     }
     sources
@@ -301,7 +377,9 @@ fn add_backports() -> Result<()> {
     let draft = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
     std::fs::write(draft.path(), text).context("cannot write a temporary file")?;
     let draft = draft.path().to_string_lossy().into_owned();
-    as_root("install", &["-m", "644", &draft, BACKPORTS_FILE])?.output().map(drop)
+    as_root("install", &["-m", "644", &draft, BACKPORTS_FILE])?
+        .output()
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -316,8 +394,8 @@ mod tests {
         assert_eq!(major("1:7.2+dfsg-7+deb12u18"), Some(7));
         assert_eq!(major("10.0.2+ds-2"), Some(10));
         assert_eq!(major("next"), None);
-        assert!(!offers(Some("1:7.2+dfsg-7".into())));
-        assert!(offers(Some("1:10.0.2+ds-2+deb13u1~bpo12+1".into())));
+        assert!(!offers(Some("1:7.2+dfsg-7")));
+        assert!(offers(Some("1:10.0.2+ds-2+deb13u1~bpo12+1")));
         assert!(!offers(None));
     }
 
@@ -326,14 +404,23 @@ mod tests {
         let listing = "busybox-static:amd64 installed\nkmod config-files\nzstd installed\n";
         assert!(is_installed(listing, "busybox-static"));
         assert!(is_installed(listing, "zstd"));
-        assert!(!is_installed(listing, "kmod"), "removed, its configuration left");
+        assert!(
+            !is_installed(listing, "kmod"),
+            "removed, its configuration left"
+        );
         assert!(!is_installed(listing, "zst"));
     }
 
     #[test]
     fn a_package_without_candidate_is_unknown() {
-        assert_eq!(parse_candidate("kmod:\n  Installed: (none)\n  Candidate: (none)\n"), None);
-        assert_eq!(parse_candidate("kmod:\n  Candidate: 30+2\n").as_deref(), Some("30+2"));
+        assert_eq!(
+            parse_candidate("kmod:\n  Installed: (none)\n  Candidate: (none)\n"),
+            None
+        );
+        assert_eq!(
+            parse_candidate("kmod:\n  Candidate: 30+2\n").as_deref(),
+            Some("30+2")
+        );
         assert_eq!(parse_candidate(""), None);
     }
 
@@ -351,14 +438,23 @@ mod tests {
                     http://mirror.test/debian/|bookworm|contrib|Debian\n\
                     http://other.test/node|nodistro|main|Node\n\
                     http://mirror.test/debian/|bookworm-backports|main|Debian Backports\n";
-        let names: Vec<String> = parse_sources(text).into_iter().map(|s| s.codename).collect();
+        let names: Vec<String> = parse_sources(text)
+            .into_iter()
+            .map(|s| s.codename)
+            .collect();
         assert_eq!(names, ["bookworm", "bookworm-backports"]);
     }
 
     #[test]
     fn what_every_debian_has_is_not_missing() {
-        let there = Need { package: "dpkg", why: "it is Debian" };
-        let absent = Need { package: "no-such-package-anywhere", why: "to be missing" };
+        let there = Need {
+            package: "dpkg",
+            why: "it is Debian",
+        };
+        let absent = Need {
+            package: "no-such-package-anywhere",
+            why: "to be missing",
+        };
         assert_eq!(missing(&[there, absent]).unwrap(), [absent]);
     }
 }

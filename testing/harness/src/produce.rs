@@ -18,10 +18,13 @@ impl Lock {
     /// Takes the lock named by `path`, waiting for whoever holds it.
     pub fn take(path: &Path) -> Result<Self> {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        let file = fs::File::create(path).with_context(|| format!("cannot open {}", path.display()))?;
-        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        let file =
+            fs::File::create(path).with_context(|| format!("cannot open {}", path.display()))?;
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
         Ok(Self { _file: file })
     }
 }
@@ -50,9 +53,11 @@ pub fn produce(
         let _ = remove_tree(&fresh);
         return Err(error);
     }
-    fs::write(fresh.join(STAMP), recipe).with_context(|| format!("cannot stamp {}", fresh.display()))?;
+    fs::write(fresh.join(STAMP), recipe)
+        .with_context(|| format!("cannot stamp {}", fresh.display()))?;
     remove_tree(folder)?;
-    fs::rename(&fresh, folder).with_context(|| format!("cannot put {} in place", folder.display()))?;
+    fs::rename(&fresh, folder)
+        .with_context(|| format!("cannot put {} in place", folder.display()))?;
     Ok(folder.to_owned())
 }
 
@@ -93,7 +98,10 @@ mod tests {
     fn a_failed_build_leaves_the_old_one() {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("thing");
-        produce(&folder, "one", |fresh| Ok(fs::write(fresh.join("content"), "kept")?)).unwrap();
+        produce(&folder, "one", |fresh| {
+            Ok(fs::write(fresh.join("content"), "kept")?)
+        })
+        .unwrap();
         let failed = produce(&folder, "two", |_| anyhow::bail!("no flour"));
         assert_eq!(failed.unwrap_err().to_string(), "no flour");
         assert_eq!(fs::read_to_string(folder.join("content")).unwrap(), "kept");

@@ -39,7 +39,11 @@ impl Tool {
     /// Appends arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
-        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self.arguments.extend(
+            arguments
+                .into_iter()
+                .map(|argument| argument.as_ref().to_owned()),
+        );
         self
     }
 
@@ -59,7 +63,11 @@ impl Tool {
 
     /// Runs to the end and gives its standard output; a failure quotes its standard error.
     pub fn output(&self) -> Result<Vec<u8>> {
-        let output = self.command().stdin(Stdio::null()).output().with_context(|| self.failure())?;
+        let output = self
+            .command()
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| self.failure())?;
         self.check(&output)?;
         Ok(output.stdout)
     }
@@ -95,7 +103,8 @@ impl Tool {
 
     /// The prepared command, for callers that wire its streams themselves.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(find(&self.program).unwrap_or_else(|| self.program.clone().into()));
+        let mut command =
+            Command::new(find(&self.program).unwrap_or_else(|| self.program.clone().into()));
         command.args(&self.arguments);
         for (name, value) in &self.environment {
             command.env(name, value);
@@ -162,7 +171,10 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_command_and_quotes_its_error() {
-        let error = Tool::new("sh").args(["-c", "echo broken >&2; exit 3"]).output().unwrap_err();
+        let error = Tool::new("sh")
+            .args(["-c", "echo broken >&2; exit 3"])
+            .output()
+            .unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("`sh -c"), "{text}");
         assert!(text.contains("exit status: 3"), "{text}");
@@ -171,13 +183,20 @@ mod tests {
 
     #[test]
     fn output_and_environment_come_through() {
-        let text = Tool::new("sh").args(["-c", "echo $WORD"]).env("WORD", "ok").text().unwrap();
+        let text = Tool::new("sh")
+            .args(["-c", "echo $WORD"])
+            .env("WORD", "ok")
+            .text()
+            .unwrap();
         assert_eq!(text, "ok\n");
     }
 
     #[test]
     fn the_system_folders_are_searched() {
-        assert!(find("ldconfig").is_some(), "every Debian has /sbin/ldconfig");
+        assert!(
+            find("ldconfig").is_some(),
+            "every Debian has /sbin/ldconfig"
+        );
         assert!(find("no-such-program-here").is_none());
     }
 }

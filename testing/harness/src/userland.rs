@@ -21,8 +21,15 @@ const INIT: &str = include_str!("guest/userland-init.sh");
 const SELF_CHECK: &str = include_str!("guest/self-check.sh");
 
 /// Packages beyond the minimal set.
-const PACKAGES: &[&str] =
-    &["busybox", "e2fsprogs", "iproute2", "iputils-ping", "login", "socat", "util-linux"];
+const PACKAGES: &[&str] = &[
+    "busybox",
+    "e2fsprogs",
+    "iproute2",
+    "iputils-ping",
+    "login",
+    "socat",
+    "util-linux",
+];
 
 /// What a guest of this size never reads.
 const LEFT_OUT: &[&str] = &[
@@ -82,7 +89,10 @@ pub fn userland() -> Result<Userland> {
         make_file_system(&codename, &whole_disk)?;
         partition(&whole_disk, &fresh.join("debian-gpt.img"))
     })?;
-    Ok(Userland { whole_disk: folder.join("debian.ext4"), gpt_disk: folder.join("debian-gpt.img") })
+    Ok(Userland {
+        whole_disk: folder.join("debian.ext4"),
+        gpt_disk: folder.join("debian-gpt.img"),
+    })
 }
 
 /// Copies an image without writing its zeros.
@@ -100,7 +110,12 @@ fn make_file_system(codename: &str, image: &Path) -> Result<()> {
     let files = place.path().join("files");
     lay_files(&files)?;
     let mut bootstrap = Tool::new("mmdebstrap")
-        .args(["--quiet", "--variant=minbase", "--components=main", "--format=tar"])
+        .args([
+            "--quiet",
+            "--variant=minbase",
+            "--components=main",
+            "--format=tar",
+        ])
         .arg(format!("--include={}", PACKAGES.join(",")));
     for path in LEFT_OUT {
         bootstrap = bootstrap.arg(format!("--dpkgopt=path-exclude={path}"));
@@ -122,7 +137,11 @@ fn make_file_system(codename: &str, image: &Path) -> Result<()> {
     let script = "set -e\n\
         tar -xpf \"$1\" -C \"$2\" --numeric-owner --exclude=./dev/*\n\
         mke2fs -q -F -t ext4 -L \"$4\" -U \"$5\" -E \"hash_seed=$5,root_owner=0:0\" -m 0 -d \"$2\" \"$3\"\n";
-    let tool = if packages::is_root() { Tool::new("sh") } else { Tool::new("fakeroot").arg("sh") };
+    let tool = if packages::is_root() {
+        Tool::new("sh")
+    } else {
+        Tool::new("fakeroot").arg("sh")
+    };
     tool.args(["-c", script, "sh"])
         .arg(&archive)
         .arg(&root)
@@ -139,14 +158,21 @@ fn lay_files(folder: &Path) -> Result<()> {
         let path = folder.join(path);
         fs::create_dir_all(path.parent().context("a path without folder")?)?;
         fs::write(&path, text)?;
-        Ok(fs::set_permissions(&path, fs::Permissions::from_mode(mode))?)
+        Ok(fs::set_permissions(
+            &path,
+            fs::Permissions::from_mode(mode),
+        )?)
     };
     fs::create_dir_all(folder)?;
     // A temporary folder is private; the guest's root folder must not be.
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     write("usr/lib/nyx/init", 0o755, INIT)?;
     write("usr/lib/nyx/self-check", 0o755, SELF_CHECK)?;
-    for (name, flag) in [("poweroff", "poweroff"), ("reboot", "reboot"), ("halt", "poweroff")] {
+    for (name, flag) in [
+        ("poweroff", "poweroff"),
+        ("reboot", "reboot"),
+        ("halt", "poweroff"),
+    ] {
         let text = format!(
             "#!/bin/sh\n# There is no service to stop: write everything and switch.\n\
              sync\nmount -o remount,ro / 2>/dev/null\nexec busybox {flag} -f\n"
@@ -154,9 +180,21 @@ fn lay_files(folder: &Path) -> Result<()> {
         write(&format!("usr/local/sbin/{name}"), 0o755, &text)?;
     }
     write("etc/hostname", 0o644, "nyx-guest\n")?;
-    write("etc/hosts", 0o644, "127.0.0.1 localhost nyx-guest\n::1 localhost\n")?;
-    write("etc/fstab", 0o644, "# The init script mounts what there is.\n")?;
-    write("etc/issue", 0o644, "A Debian guest of Nyx. Log in as root, without a password; poweroff ends it.\n\n")?;
+    write(
+        "etc/hosts",
+        0o644,
+        "127.0.0.1 localhost nyx-guest\n::1 localhost\n",
+    )?;
+    write(
+        "etc/fstab",
+        0o644,
+        "# The init script mounts what there is.\n",
+    )?;
+    write(
+        "etc/issue",
+        0o644,
+        "A Debian guest of Nyx. Log in as root, without a password; poweroff ends it.\n\n",
+    )?;
     fs::create_dir_all(folder.join("usr/sbin"))?;
     symlink("../lib/nyx/init", folder.join("usr/sbin/init"))?;
     Ok(())
@@ -180,7 +218,11 @@ fn partition(file_system: &Path, disk: &Path) -> Result<()> {
         .stdin(std::process::Stdio::piped())
         .spawn()
         .context("cannot start sfdisk")?;
-    child.stdin.take().context("no pipe to sfdisk")?.write_all(table.as_bytes())?;
+    child
+        .stdin
+        .take()
+        .context("no pipe to sfdisk")?
+        .write_all(table.as_bytes())?;
     let status = child.wait()?;
     ensure!(status.success(), "sfdisk: {status}");
     copy_into(File::open(file_system)?, &target, PARTITION_START)
@@ -243,7 +285,10 @@ mod tests {
         let entries = u64::from_le_bytes(made[584..592].try_into().unwrap()) as usize * 512;
         let start = u64::from_le_bytes(made[entries + 32..entries + 40].try_into().unwrap());
         assert_eq!(start * 512, PARTITION_START);
-        assert_eq!(&made[entries + 16..entries + 20], &0x6e79_7800_u32.to_le_bytes());
+        assert_eq!(
+            &made[entries + 16..entries + 20],
+            &0x6e79_7800_u32.to_le_bytes()
+        );
         assert_eq!(&made[1 << 20..3 << 20], &content[..]);
     }
 

@@ -3,7 +3,7 @@
 use crate::{Hit, RegionId, Target};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 #[derive(Clone)]
 struct Window {
@@ -31,6 +31,35 @@ pub struct Conflict {
 pub struct Bus {
     table: Arc<ArcSwap<Vec<Window>>>,
     edit: Arc<Mutex<()>>,
+    claims: Arc<Mutex<Vec<Claim>>>,
+}
+
+/// Addresses at which something is kept: first, last, and how to let go of it.
+struct Claim {
+    base: u64,
+    last: u64,
+    kept: Weak<dyn LetGo>,
+}
+
+trait LetGo: Send + Sync {
+    fn let_go(&self);
+}
+impl<T: Send> LetGo for Mutex<Option<T>> {
+    fn let_go(&self) {
+        let kept = self.lock().take();
+        drop(kept);
+    }
+}
+
+/// Something kept for addresses that nobody decodes for the time being, such as the doorbells of a
+/// window that is switched off. It is dropped as soon as another window takes any of them.
+pub struct Kept<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Kept<T> {
+    /// Takes it back, if it is still there.
+    pub fn take(self) -> Option<T> {
+        self.0.lock().take()
+    }
 }
 
 /// A mapped window. Dropping it unmaps.
@@ -67,7 +96,32 @@ impl Bus {
         }
         table.insert(at, Window { base, last, region, target });
         self.table.store(Arc::new(table));
+        self.evict(base, last);
         Ok(Mapping { bus: self.clone(), base })
+    }
+
+    /// Keeps `thing` for the `len` bytes at `base` until it is taken back or any of them is mapped.
+    pub fn keep<T: Send + 'static>(&self, base: u64, len: u64, thing: T) -> Kept<T> {
+        let kept = Arc::new(Mutex::new(Some(thing)));
+        let last = base.saturating_add(len.saturating_sub(1));
+        let erased: Arc<dyn LetGo> = kept.clone();
+        let mut claims = self.claims.lock();
+        claims.retain(|claim| claim.kept.strong_count() > 0);
+        claims.push(Claim { base, last, kept: Arc::downgrade(&erased) });
+        Kept(kept)
+    }
+
+    /// Lets go of everything kept between `base` and `last`.
+    fn evict(&self, base: u64, last: u64) {
+        let mut claims = self.claims.lock();
+        let overlaps = |claim: &mut Claim| claim.base <= last && claim.last >= base;
+        let evicted: Vec<_> = claims.extract_if(.., overlaps).collect();
+        drop(claims);
+        for claim in evicted {
+            if let Some(kept) = claim.kept.upgrade() {
+                kept.let_go();
+            }
+        }
     }
 
     /// Dispatches a read.
@@ -169,6 +223,21 @@ mod tests {
         let mut data = [0; 4];
         bus.read(0x2e, &mut data);
         assert_eq!(data, [0xe, 0xe, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn what_is_kept_goes_when_its_addresses_are_taken() {
+        let bus = Bus::default();
+        let thing = Arc::new(());
+        let kept = bus.keep(0x1000, 0x10, thing.clone());
+        let _before = bus.map(0xff0, 0x10, RegionId(0), echo("before")).unwrap();
+        let _behind = bus.map(0x1010, 0x10, RegionId(0), echo("behind")).unwrap();
+        assert_eq!(Arc::strong_count(&thing), 2);
+        assert!(kept.take().is_some());
+        let kept = bus.keep(0x1000, 0x10, thing.clone());
+        let _over = bus.map(0x100f, 1, RegionId(0), echo("over")).unwrap();
+        assert_eq!(Arc::strong_count(&thing), 1);
+        assert!(kept.take().is_none());
     }
 
     #[test]

@@ -334,7 +334,7 @@ impl Wiring<'_> {
 }
 
 /// A kind of device: a configuration type, a pure demand, and a constructor.
-pub trait DeviceKind: Send + Sync + 'static {
+pub trait DeviceKind: 'static {
     /// The tag in plans, configuration files and the API.
     const KIND: &'static str;
     /// Its configuration.

@@ -2,17 +2,53 @@
 
 use crate::config::ConfigSpace;
 use crate::spec::{bar, header};
-use nyx_device::{BarDemand, BarSpace, DoorbellBinding, Mapping, Space};
+use nyx_device::{BarDemand, BarSpace, Bus, DoorbellBinding, Kept, Mapping, Space};
 
-/// A BAR, the window mapped for it and the doorbells bound in it.
-///
-/// The doorbells outlive the window while the guest has decoding off, and go when the BAR is
-/// somewhere else: unbinding one costs the kernel milliseconds, and guests switch decoding off and
-/// on whenever they size BARs.
+/// The doorbells bound in one window.
+pub(crate) type Bound = Vec<Box<dyn DoorbellBinding>>;
+
+/// A BAR and what it has on the bus.
 pub(crate) struct Bar {
     pub(crate) demand: BarDemand,
-    pub(crate) window: Option<(u64, Mapping)>,
-    pub(crate) doorbells: Option<(u64, Vec<Box<dyn DoorbellBinding>>)>,
+    pub(crate) presence: Presence,
+}
+
+/// What a BAR has on the bus.
+///
+/// The doorbells outlive the window while the guest has decoding off: unbinding one costs the
+/// kernel milliseconds, and guests switch decoding off and on whenever they size BARs. They go when
+/// the BAR appears somewhere else, or something else where it was.
+pub(crate) enum Presence {
+    /// Nothing.
+    Absent,
+    /// A window and doorbells at an address.
+    Mapped(u64, Mapping, Bound),
+    /// Doorbells at an address, waiting for the window to come back.
+    Waiting(u64, Kept<Bound>),
+}
+
+impl Presence {
+    /// Where the window is.
+    pub(crate) fn mapped(&self) -> Option<u64> {
+        match self {
+            Self::Mapped(at, ..) => Some(*at),
+            Self::Absent | Self::Waiting(..) => None,
+        }
+    }
+    /// Where window or doorbells are.
+    pub(crate) fn place(&self) -> Option<u64> {
+        match self {
+            Self::Mapped(at, ..) | Self::Waiting(at, _) => Some(*at),
+            Self::Absent => None,
+        }
+    }
+    /// How many doorbells a mapped window has.
+    pub(crate) fn doorbells(&self) -> usize {
+        match self {
+            Self::Mapped(.., bound) => bound.len(),
+            Self::Absent | Self::Waiting(..) => 0,
+        }
+    }
 }
 
 impl Bar {
@@ -39,7 +75,7 @@ impl Bar {
         if address & (len - 1) != 0 {
             return Err("the address is not a multiple of the length");
         }
-        let bar = Self { demand, window: None, doorbells: None };
+        let bar = Self { demand, presence: Presence::Absent };
         if address != 0 && bar.decoded(address).is_none() {
             return Err("the address is out of reach");
         }
@@ -74,6 +110,17 @@ impl Bar {
     /// Which bus it is on.
     pub(crate) fn space(&self) -> Space {
         if self.demand.space == BarSpace::Io { Space::Pio } else { Space::Mmio }
+    }
+
+    /// Removes the window and leaves the doorbells waiting on `bus`.
+    pub(crate) fn unmap(&mut self, bus: &Bus) {
+        self.presence = match std::mem::replace(&mut self.presence, Presence::Absent) {
+            Presence::Mapped(at, mapping, bound) => {
+                drop(mapping);
+                Presence::Waiting(at, bus.keep(at, self.demand.len, bound))
+            }
+            other => other,
+        };
     }
 
     /// The address in its register, if it is one.

@@ -1,12 +1,12 @@
 //! A PCI function: configuration space and BARs around a device.
 
-use crate::bar::Bar;
+use crate::bar::{Bar, Presence};
 use crate::config::{CapabilityOverflow, ConfigSpace};
 use crate::port::{Gate, Port};
 use crate::saved::SavedFunction;
 use crate::spec::{capability, command, express, header, msix, power, status};
 use nyx_device::{
-    AccessResult, BarSpace, Bdf, Bus, Device, Doorbells, Drain, FaultPort, FunctionDemand, Hit,
+    AccessResult, BarSpace, Bdf, Bus, Device, Doorbell, Doorbells, Drain, FaultPort, FunctionDemand, Hit,
     IrqController, Lifecycle, Placement, RegionId, Registers, ResetKind, Slot, Space,
     Target, UnitName,
 };
@@ -22,6 +22,15 @@ pub struct AddressSpaces {
     pub pio: Bus,
     /// Memory-mapped I/O.
     pub mmio: Bus,
+}
+
+impl AddressSpaces {
+    fn of(&self, space: Space) -> &Bus {
+        match space {
+            Space::Pio => &self.pio,
+            Space::Mmio => &self.mmio,
+        }
+    }
 }
 
 /// A function cannot be built as planned.
@@ -254,49 +263,49 @@ impl Function {
         let wanted: Vec<_> = self.bars.iter().map(|bar| self.decoded(bar)).collect();
         // All releases come first: BARs of one function may trade places.
         for (bar, wanted) in self.bars.iter_mut().zip(&wanted) {
-            let moved = |at: u64| wanted.is_some_and(|wanted| wanted != at);
-            bar.window.take_if(|(at, _)| *wanted != Some(*at));
-            bar.doorbells.take_if(|(at, _)| moved(*at));
+            let here = bar.presence.place();
+            if wanted.is_some() && here != *wanted {
+                bar.presence = Presence::Absent;
+            } else if wanted.is_none() {
+                bar.unmap(self.spaces.of(bar.space()));
+            }
         }
         for (bar, wanted) in self.bars.iter_mut().zip(&wanted) {
-            let Some(at) = wanted.filter(|_| bar.window.is_none()) else { continue };
+            let Some(at) = wanted.filter(|_| bar.presence.mapped().is_none()) else { continue };
             let region = RegionId(bar.demand.index);
-            let bus = match bar.space() {
-                Space::Pio => &self.spaces.pio,
-                Space::Mmio => &self.spaces.mmio,
+            let kept = match std::mem::replace(&mut bar.presence, Presence::Absent) {
+                Presence::Waiting(_, kept) => kept.take(),
+                Presence::Absent | Presence::Mapped(..) => None,
             };
-            match bus.map(at, bar.demand.len, region, gate.clone()) {
-                Ok(mapping) => bar.window = Some((at, mapping)),
-                Err(_) => {
-                    self.refused_mappings.inc();
-                    continue;
-                }
-            }
-            if bar.doorbells.is_some() || self.msix_bar.is_some_and(|(msix, _)| msix == region) {
+            let bus = self.spaces.of(bar.space());
+            let Ok(mapping) = bus.map(at, bar.demand.len, region, gate.clone()) else {
+                self.refused_mappings.inc();
                 continue;
-            }
-            let mut bound = Vec::new();
-            for bell in self.device.doorbells().iter().filter(|bell| bell.region == region) {
-                let end = bell.offset.checked_add(bell.len.max(1).into());
-                if end.is_none_or(|end| end > bar.demand.len) {
-                    continue;
-                }
-                match self.doorbells.bind(bar.space(), at + bell.offset, bell) {
-                    Ok(binding) => bound.push(binding),
-                    // The write then arrives as an ordinary access.
-                    Err(_) => self.refused_doorbells.inc(),
-                }
-            }
-            bar.doorbells = Some((at, bound));
+            };
+            let bound = kept.unwrap_or_else(|| {
+                let own = self.msix_bar.is_none_or(|(msix, _)| msix != region);
+                let bells = if own { self.device.doorbells() } else { Vec::new() };
+                let inside = |bell: &&Doorbell| {
+                    let end = bell.offset.checked_add(bell.len.max(1).into());
+                    bell.region == region && end.is_some_and(|end| end <= bar.demand.len)
+                };
+                let bind = |bell: &Doorbell| {
+                    let binding = self.doorbells.bind(bar.space(), at + bell.offset, bell);
+                    // Without one, the write arrives as an ordinary access.
+                    binding.inspect_err(|_| self.refused_doorbells.inc()).ok()
+                };
+                bells.iter().filter(inside).filter_map(bind).collect()
+            });
+            bar.presence = Presence::Mapped(at, mapping, bound);
         }
     }
 
     /// Releases what lies where the registers, decoding or not, no longer point.
     fn release_moved(&mut self) {
         for bar in &mut self.bars {
-            let address = bar.address(&self.config);
-            bar.window.take_if(|(at, _)| Some(*at) != address);
-            bar.doorbells.take_if(|(at, _)| Some(*at) != address);
+            if bar.address(&self.config) != bar.presence.place() {
+                bar.presence = Presence::Absent;
+            }
         }
     }
 }
@@ -543,10 +552,8 @@ impl Persist for Function {
         self.config.set(0, &config);
         self.release_moved();
         let now = Effects::of(self);
-        if now.decode != before.decode {
-            for bar in &mut self.bars {
-                bar.window = None;
-            }
+        for bar in self.bars.iter_mut().filter(|_| now.decode != before.decode) {
+            bar.unmap(self.spaces.of(bar.space()));
         }
         self.port.restore(now.gate, intx, &vectors);
         self.device.restore_blob(&Blob::from(device))?;
@@ -589,9 +596,8 @@ impl Inspect for BarState<'_> {
             v.leaf("address", Leaf::Hex(*address));
         }
         v.leaf("len", Leaf::Hex(bar.demand.len));
-        v.leaf("mapped", Leaf::Flag(bar.window.is_some()));
-        let bound = bar.doorbells.as_ref().map_or(0, |(_, bound)| bound.len());
-        v.leaf("doorbells", Leaf::Number(bound as u64));
+        v.leaf("mapped", Leaf::Flag(bar.presence.mapped().is_some()));
+        v.leaf("doorbells", Leaf::Number(bar.presence.doorbells() as u64));
     }
 }
 

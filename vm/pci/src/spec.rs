@@ -109,6 +109,4 @@ pub(crate) mod msix {
     pub(crate) const MAX_VECTORS: u16 = 2048;
     /// Bytes of a table entry.
     pub(crate) const ENTRY: u64 = 16;
-    /// Offset of an entry's vector control.
-    pub(crate) const VECTOR_CONTROL: u64 = 12;
 }

@@ -1,1 +1,7 @@
-//! Functions, seen from the guest.
+//! Functions, seen from the guest and from the device.
+
+mod bars;
+mod hostile;
+mod interrupts;
+mod probe;
+mod state;

@@ -67,6 +67,14 @@ impl Interrupt {
         }
     }
 
+    /// Interrupts over `line` with no transport around them, as if the driver had set DRIVER_OK: for
+    /// tests of device models.
+    pub fn on_line(line: IrqLine, queues: usize, faults: FaultPort) -> Self {
+        let interrupt = Self::new(Exit::Line(line), queues, faults);
+        interrupt.set_driver_ok(true);
+        interrupt
+    }
+
     /// Tells the driver that queue `index` has used buffers.
     pub fn queue(&self, index: u16) {
         self.queue_interrupts.inc();

@@ -339,6 +339,9 @@ fn refusals_name_the_file_and_the_mend() {
     let mut big = elf64(22 << 8, 2, 0, &one, code);
     big[5] = 2;
     assert!(fault(big).contains("s390x"));
+    let mut swapped = elf64(62 << 8, 2, 0, &one, code);
+    swapped[5] = 2;
+    assert!(fault(swapped).contains("big-endian"));
     assert!(fault(elf64(62, 1, 0, &one, code)).contains("not been linked"));
     assert!(fault(elf64(62, 2, 0x10_0000, &[], code)).contains("no program headers"));
     assert!(fault(elf64(62, 2, 0x50_0000, &one, code)).contains("entry point lies outside"));

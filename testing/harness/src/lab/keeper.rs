@@ -26,35 +26,46 @@ impl Keeper {
         ended: impl FnOnce(Option<ExitStatus>, String) + Send + 'static,
     ) -> Result<Self> {
         let (started, start) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("lab-keeper".into()).spawn(move || {
-            let child =
-                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-            let child = match child {
-                Ok(child) => child,
-                Err(error) => {
-                    // The receiver waits for exactly this.
-                    let _ = started.send(Err(anyhow!(error).context("cannot start QEMU")));
-                    return;
+        let thread = std::thread::Builder::new()
+            .name("lab-keeper".into())
+            .spawn(move || {
+                let child = command
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
+                    .spawn();
+                let child = match child {
+                    Ok(child) => child,
+                    Err(error) => {
+                        // The receiver waits for exactly this.
+                        let _ = started.send(Err(anyhow!(error).context("cannot start QEMU")));
+                        return;
+                    }
+                };
+                let process = i32::try_from(child.id())
+                    .ok()
+                    .and_then(Pid::from_raw)
+                    .context("a process without number")
+                    .and_then(|pid| {
+                        pidfd_open(pid, PidfdFlags::empty())
+                            .context("cannot open the process of QEMU")
+                    });
+                let _ = started.send(process);
+                match child.wait_with_output() {
+                    Ok(output) => {
+                        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                        ended(Some(output.status), said);
+                    }
+                    Err(error) => ended(None, error.to_string()),
                 }
-            };
-            let process = i32::try_from(child.id())
-                .ok()
-                .and_then(Pid::from_raw)
-                .context("a process without number")
-                .and_then(|pid| {
-                    pidfd_open(pid, PidfdFlags::empty()).context("cannot open the process of QEMU")
-                });
-            let _ = started.send(process);
-            match child.wait_with_output() {
-                Ok(output) => {
-                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                    ended(Some(output.status), said);
-                }
-                Err(error) => ended(None, error.to_string()),
-            }
-        })?;
-        let process = start.recv().context("the thread that starts QEMU is gone")??;
-        Ok(Self { process, thread: Some(thread) })
+            })?;
+        let process = start
+            .recv()
+            .context("the thread that starts QEMU is gone")??;
+        Ok(Self {
+            process,
+            thread: Some(thread),
+        })
     }
 
     /// Kills the process and waits until it is gone.

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::{Arc, OnceLock};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -39,8 +39,13 @@ pub(crate) enum Port {
     Terminal,
 }
 
-pub(crate) const PORTS: [Port; 5] =
-    [Port::Control, Port::Out, Port::Err, Port::In, Port::Terminal];
+pub(crate) const PORTS: [Port; 5] = [
+    Port::Control,
+    Port::Out,
+    Port::Err,
+    Port::In,
+    Port::Terminal,
+];
 
 impl Port {
     /// Its name on QEMU's command line and in the folder of sockets.
@@ -133,7 +138,10 @@ impl Session {
         })?;
         let mut streams = Vec::new();
         for (port, listener) in listeners {
-            streams.push((port, accept(&listener, &obituary, start + lab.boot_timeout)?));
+            streams.push((
+                port,
+                accept(&listener, &obituary, start + lab.boot_timeout)?,
+            ));
         }
         drop(sockets);
         let mut session = Self {
@@ -160,12 +168,19 @@ impl Session {
             }
         }
         drop(sender);
-        let line = session.line(start + lab.boot_timeout).context("the lab did not come up")?;
+        let line = session
+            .line(start + lab.boot_timeout)
+            .context("the lab did not come up")?;
         if !line.starts_with("up ") {
             bail!("the lab said {line:?} instead of being up");
         }
         for (number, share) in lab.shares.iter().enumerate() {
-            session.mount(number, &share.there, share.is_writable, start + lab.boot_timeout)?;
+            session.mount(
+                number,
+                &share.there,
+                share.is_writable,
+                start + lab.boot_timeout,
+            )?;
         }
         session.boot_time = start.elapsed();
         Ok(session)
@@ -185,7 +200,12 @@ impl Session {
     pub fn run(&mut self, command: &LabCommand) -> Result<LabOutput> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let (ending, took) = self.stream(command, Input::Nothing, &mut stdout, &mut stderr)?;
-        Ok(LabOutput { ending, stdout, stderr, took })
+        Ok(LabOutput {
+            ending,
+            stdout,
+            stderr,
+            took,
+        })
     }
 
     /// Runs a command, passing its output on as it comes.
@@ -199,24 +219,33 @@ impl Session {
         let kind = match input {
             Input::Nothing => "none",
             Input::From(source) => {
-                let sink = self.input.take().context("a session takes standard input once")?;
+                let sink = self
+                    .input
+                    .take()
+                    .context("a session takes standard input once")?;
                 // It may wait for a key for ever; it ends with the process or with the lab.
-                std::thread::Builder::new().name("lab-input".into()).spawn(|| feed(source, sink))?;
+                std::thread::Builder::new()
+                    .name("lab-input".into())
+                    .spawn(|| feed(source, sink))?;
                 "stream"
             }
         };
         let start = Instant::now();
         let mark = self.request("run", command, kind)?;
-        let ending = self.follow(start + command.timeout, &mark, &mut [
-            (Port::Out, stdout),
-            (Port::Err, stderr),
-        ])?;
+        let ending = self.follow(
+            start + command.timeout,
+            &mark,
+            &mut [(Port::Out, stdout), (Port::Err, stderr)],
+        )?;
         Ok((ending, start.elapsed()))
     }
 
     /// Runs a command on the user's own terminal.
     pub fn interact(&mut self, command: &LabCommand) -> Result<Ending> {
-        let keys = self.terminal.take().context("a session lends the terminal once")?;
+        let keys = self
+            .terminal
+            .take()
+            .context("a session lends the terminal once")?;
         let terminal = RawTerminal::take()?;
         let (rows, columns) = terminal.size();
         let mark = self.request("terminal", command, &format!("{rows} {columns}"))?;
@@ -224,7 +253,11 @@ impl Session {
             .name("lab-keys".into())
             .spawn(|| feed(Box::new(std::io::stdin()), keys))?;
         let deadline = Instant::now() + command.timeout;
-        self.follow(deadline, &mark, &mut [(Port::Terminal, &mut std::io::stdout())])
+        self.follow(
+            deadline,
+            &mark,
+            &mut [(Port::Terminal, &mut std::io::stdout())],
+        )
     }
 
     /// Ends the lab in good order: what it wrote to shared folders is there.
@@ -233,7 +266,9 @@ impl Session {
             return Ok(());
         }
         self.tell("end\n".as_bytes())?;
-        let line = self.line(Instant::now() + END_TIMEOUT).context("the lab did not end")?;
+        let line = self
+            .line(Instant::now() + END_TIMEOUT)
+            .context("the lab did not end")?;
         if line != "ended" {
             bail!("the lab said {line:?} instead of ending");
         }
@@ -296,7 +331,13 @@ impl Session {
         }
     }
 
-    fn mount(&mut self, number: usize, there: &Path, is_writable: bool, deadline: Instant) -> Result<()> {
+    fn mount(
+        &mut self,
+        number: usize,
+        there: &Path,
+        is_writable: bool,
+        deadline: Instant,
+    ) -> Result<()> {
         use std::os::unix::ffi::OsStrExt as _;
         let path = [there.as_os_str().as_bytes(), b"\n"].concat();
         let mode = if is_writable { "rw" } else { "ro" };
@@ -408,7 +449,9 @@ fn listen(port: Port, mut stream: UnixStream, sender: SyncSender<Piece>) -> Resu
             }
         }
     };
-    std::thread::Builder::new().name(format!("lab-{}", port.id())).spawn(read)?;
+    std::thread::Builder::new()
+        .name(format!("lab-{}", port.id()))
+        .spawn(read)?;
     Ok(())
 }
 

@@ -12,7 +12,11 @@ pub(crate) struct Splitter {
 impl Splitter {
     /// Waits for `mark`, which is not empty.
     pub(crate) fn new(mark: &[u8]) -> Self {
-        Self { mark: mark.to_vec(), held: Vec::new(), has_ended: false }
+        Self {
+            mark: mark.to_vec(),
+            held: Vec::new(),
+            has_ended: false,
+        }
     }
 
     /// Takes bytes and gives those known to stand before the mark; bytes behind it are dropped.
@@ -22,7 +26,11 @@ impl Splitter {
         }
         self.held.extend_from_slice(bytes);
         let mark = self.mark.as_slice();
-        if let Some(at) = self.held.windows(mark.len()).position(|window| window == mark) {
+        if let Some(at) = self
+            .held
+            .windows(mark.len())
+            .position(|window| window == mark)
+        {
             self.has_ended = true;
             self.held.truncate(at);
             return std::mem::take(&mut self.held);

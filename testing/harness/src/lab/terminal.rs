@@ -15,7 +15,10 @@ impl RawTerminal {
     /// Puts the terminal of standard input into raw mode: every key goes to the lab, Ctrl-C too.
     pub(crate) fn take() -> Result<Self> {
         let stdin = std::io::stdin();
-        ensure!(stdin.is_terminal(), "an interactive command needs a terminal on standard input");
+        ensure!(
+            stdin.is_terminal(),
+            "an interactive command needs a terminal on standard input"
+        );
         let before = tcgetattr(&stdin).context("cannot read the terminal's settings")?;
         let mut raw = before.clone();
         raw.make_raw();

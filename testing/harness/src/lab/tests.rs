@@ -3,18 +3,34 @@
 use super::*;
 
 fn script(argv: &[&str]) -> String {
-    let command = LabCommand { cwd: "/".into(), ..LabCommand::new(argv.iter().copied()) };
+    let command = LabCommand {
+        cwd: "/".into(),
+        ..LabCommand::new(argv.iter().copied())
+    };
     String::from_utf8(command.as_script().unwrap()).unwrap()
 }
 
 #[test]
 fn arguments_survive_the_shell() {
-    let odd = ["a b", "it's", "$HOME `id` \"q\"", "", "-n", "line\nbreak", "\\", "*", "ä"];
+    let odd = [
+        "a b",
+        "it's",
+        "$HOME `id` \"q\"",
+        "",
+        "-n",
+        "line\nbreak",
+        "\\",
+        "*",
+        "ä",
+    ];
     let mut argv = vec!["printf", "<%s>"];
     argv.extend(odd);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), script(&argv)).unwrap();
-    let output = crate::tool::Tool::new("sh").arg(file.path()).text().unwrap();
+    let output = crate::tool::Tool::new("sh")
+        .arg(file.path())
+        .text()
+        .unwrap();
     let expected: String = odd.iter().map(|word| format!("<{word}>")).collect();
     assert_eq!(output, expected);
 }
@@ -26,7 +42,10 @@ fn environment_and_folder_survive_the_shell() {
     command.env = vec![("WORD".into(), "two 'words' $X".into())];
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), command.as_script().unwrap()).unwrap();
-    let output = crate::tool::Tool::new("sh").arg(file.path()).text().unwrap();
+    let output = crate::tool::Tool::new("sh")
+        .arg(file.path())
+        .text()
+        .unwrap();
     assert_eq!(output, "two 'words' $X\n/usr\n");
     command.env = vec![("A-B".into(), "x".into())];
     assert!(command.as_script().unwrap_err().to_string().contains("A-B"));
@@ -35,7 +54,13 @@ fn environment_and_folder_survive_the_shell() {
 #[test]
 fn what_no_command_can_be_is_refused() {
     assert!(LabCommand::new(Vec::<String>::new()).as_script().is_err());
-    assert!(LabCommand::new(["a\0b"]).as_script().unwrap_err().to_string().contains("zero byte"));
+    assert!(
+        LabCommand::new(["a\0b"])
+            .as_script()
+            .unwrap_err()
+            .to_string()
+            .contains("zero byte")
+    );
 }
 
 #[test]
@@ -49,6 +74,10 @@ fn the_scripts_are_valid() {
     for script in [INIT, AGENT] {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), script).unwrap();
-        crate::tool::Tool::new("sh").arg("-n").arg(file.path()).output().unwrap();
+        crate::tool::Tool::new("sh")
+            .arg("-n")
+            .arg(file.path())
+            .output()
+            .unwrap();
     }
 }
