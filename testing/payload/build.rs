@@ -17,11 +17,32 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let status = Command::new(env::var("RUSTC")?)
         .arg(guest.join("main.rs"))
-        .args(["--crate-name", "nyx_payload_guest", "--crate-type", "bin", "--edition", "2024"])
+        .args([
+            "--crate-name",
+            "nyx_payload_guest",
+            "--crate-type",
+            "bin",
+            "--edition",
+            "2024",
+        ])
         .args(["--target", "x86_64-unknown-linux-gnu"])
         // Always optimized: the guest's time must be the machine's, not its own.
-        .args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "overflow-checks=off"])
-        .args(["-C", "codegen-units=1", "-C", "debuginfo=0", "-C", "strip=debuginfo"])
+        .args([
+            "-C",
+            "opt-level=2",
+            "-C",
+            "panic=abort",
+            "-C",
+            "overflow-checks=off",
+        ])
+        .args([
+            "-C",
+            "codegen-units=1",
+            "-C",
+            "debuginfo=0",
+            "-C",
+            "strip=debuginfo",
+        ])
         // Fixed addresses below 2 GiB. Interrupts switch stacks, but those taken in ring 0 do not:
         // no red zone.
         .args(["-C", "relocation-model=static", "-C", "code-model=small"])
@@ -30,7 +51,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         // The linker that comes with Rust, without a C compiler around it.
         .args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld"])
         .args(["-C", "link-args=-nostdlib -static --no-pie --build-id=none"])
-        .args(["-C", "link-args=-z max-page-size=4096 -z noexecstack -z norelro"])
+        .args([
+            "-C",
+            "link-args=-z max-page-size=4096 -z noexecstack -z norelro",
+        ])
         .arg("-C")
         .arg(format!("link-arg=-T{}", guest.join("payload.ld").display()))
         .arg("-o")
@@ -43,15 +67,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let table = std::fs::read_to_string(guest.join("tests/mod.rs"))?;
     let names = test_names(&table)?;
-    std::fs::write(PathBuf::from(env::var("OUT_DIR")?).join("tests.rs"), format!("{names:?}"))?;
+    std::fs::write(
+        PathBuf::from(env::var("OUT_DIR")?).join("tests.rs"),
+        format!("{names:?}"),
+    )?;
     println!("cargo::rustc-env=NYX_PAYLOAD_ELF={}", output.display());
     Ok(())
 }
 
 /// The names in the guest's table of tests, so that the host's list is the guest's.
 fn test_names(source: &str) -> Result<Vec<&str>, &'static str> {
-    let table = source.split_once("const TESTS: ").ok_or("no table of tests")?.1;
-    let table = table.split_once("];").ok_or("the table of tests does not end")?.0;
-    let rows = table.lines().filter_map(|line| line.trim().strip_prefix("(\""));
-    Ok(rows.filter_map(|row| Some(row.split_once('"')?.0)).collect())
+    let table = source
+        .split_once("const TESTS: ")
+        .ok_or("no table of tests")?
+        .1;
+    let table = table
+        .split_once("];")
+        .ok_or("the table of tests does not end")?
+        .0;
+    let rows = table
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("(\""));
+    Ok(rows
+        .filter_map(|row| Some(row.split_once('"')?.0))
+        .collect())
 }

@@ -26,11 +26,16 @@ cargo xtask COMMAND
   help                     this text
 ";
 
+/// What a shell reports of a program that SIGPIPE ended.
+const BROKEN_PIPE: u8 = 141;
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let command = arguments.next().unwrap_or_else(|| "help".into());
     match run(&command.to_string_lossy(), arguments.collect()) {
         Ok(code) => code,
+        // Our output was cut short, as by `| head`: that is the reader's right, and no error.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(BROKEN_PIPE),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -50,4 +55,12 @@ fn run(command: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         }
         other => bail!("no command {other:?}; `cargo xtask help` lists them"),
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }

@@ -5,7 +5,15 @@
 #![forbid(unsafe_code)]
 
 mod aml;
+pub mod debug_ports;
+pub mod ioapic;
+pub mod pm;
 mod ports;
+pub mod rtc;
 pub mod serial;
 
+pub use debug_ports::{DebugConsole, PostPort};
+pub use ioapic::Ioapic;
+pub use pm::Pm;
+pub use rtc::Rtc;
 pub use serial::Serial;

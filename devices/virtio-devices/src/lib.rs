@@ -10,10 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod blk;
+mod loan;
+mod net;
 mod queues;
 mod rng;
 #[cfg(test)]
 mod testing;
 
 pub use blk::{Blk, BlkConfig, BlkKind};
+pub use net::{Mac, MacError, Net, NetConfig, NetKind, stable_mac};
 pub use rng::{Rng, RngConfig, RngKind};

@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic,
 };
 
 pub(crate) const RAM: u64 = 16 << 20;
 /// Rings live below, buffers above.
-const BUFFERS: u64 = 2 << 20;
+pub(crate) const BUFFERS: u64 = 2 << 20;
 
 struct Silent;
 impl IrqSink for Silent {

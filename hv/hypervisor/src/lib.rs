@@ -148,7 +148,9 @@ pub trait Vm: Send + Sync {
 
 /// Keeps the kernel informed of the I/O APIC's redirection table (split irqchip).
 pub trait IoapicRoutes: Send + Sync {
-    /// The messages of all pins; `None` for a masked or edge-triggered one that needs no exit.
+    /// The messages of all pins; `None` for a masked or edge-triggered one that needs no exit. A pin
+    /// whose interrupt is in service (remote IRR) keeps its message even while masked: without it
+    /// the end of that interrupt would not be heard.
     fn set(&self, routes: &[Option<nyx_device::Msi>]);
 }
 
@@ -289,8 +291,10 @@ pub trait Vcpu: Send {
     /// Runs the guest until it needs something. Completes the previous exit first.
     fn run(&mut self) -> Result<Exit<'_>, HvError>;
     /// Completes a half-done exit without executing another instruction, so that the registers
-    /// describe an instruction boundary.
-    fn settle(&mut self) -> Result<(), HvError>;
+    /// describe an instruction boundary. An instruction that makes several accesses (a string move,
+    /// an operand across two pages) needs the next one served first: `Some` is that exit; serve it
+    /// and settle again. `None` means settled.
+    fn settle(&mut self) -> Result<Option<Exit<'_>>, HvError>;
     /// Kicks this vCPU. Call on the thread that will run it.
     fn kick_handle(&mut self) -> Result<Arc<dyn Kick>, HvError>;
     /// Sets the registers for a direct kernel boot, on a vCPU in its reset state.

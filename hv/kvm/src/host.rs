@@ -6,7 +6,7 @@ use crate::vm::KvmVm;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use nyx_hypervisor::{HvError, Hypervisor, Topology, Vm};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// KVM cannot be used. The message is one sentence for the user: what, and how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,8 @@ pub(crate) struct Host {
     pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
     /// MSRs that make up a vCPU's state.
     pub(crate) msrs: Vec<u32>,
+    /// Those of `msrs` that can be read, once the first vCPU has shown which.
+    pub(crate) readable_msrs: OnceLock<Vec<u32>>,
     /// Bytes of `kvm_run`'s mapping.
     pub(crate) run_size: usize,
 }
@@ -88,7 +90,14 @@ impl Kvm {
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(io)?.as_slice().to_vec();
         let msrs = kvm.get_msr_index_list().map_err(io)?.as_slice().to_vec();
         let run_size = kvm.get_vcpu_mmap_size().map_err(io)?;
-        Ok(Self(Arc::new(Host { kvm, capabilities, cpuid, msrs, run_size })))
+        Ok(Self(Arc::new(Host {
+            kvm,
+            capabilities,
+            cpuid,
+            msrs,
+            readable_msrs: OnceLock::new(),
+            run_size,
+        })))
     }
 
     /// What this host's KVM can do.

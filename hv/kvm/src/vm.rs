@@ -77,10 +77,10 @@ impl KvmVm {
             fd.enable_cap(&cap).is_ok()
         };
         // Optional: without it the kernel sizes its tables for the largest id of all.
-        enable(KVM_CAP_MAX_VCPU_ID, u64::from(highest) + 1);
+        if std::env::var("NOMAX").is_err() { enable(KVM_CAP_MAX_VCPU_ID, u64::from(highest) + 1); }
         let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         let wide_ids = host.capabilities.x2apic_api & flags == flags
-            && enable(KVM_CAP_X2APIC_API, flags.into());
+            && std::env::var("NOX2").is_err() && enable(KVM_CAP_X2APIC_API, flags.into());
         if highest > 254 && !wide_ids {
             return Err(error(
                 "KVM_CAP_X2APIC_API",
@@ -108,7 +108,7 @@ impl KvmVm {
         })
     }
 
-    fn create(&self, index: u32) -> Result<KvmVcpu, HvError> {
+    fn vcpu(&self, index: u32) -> Result<KvmVcpu, HvError> {
         if index >= self.topology.cpus {
             return Err(error(
                 "KVM_CREATE_VCPU",
@@ -142,7 +142,7 @@ impl Vm for KvmVm {
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, HvError> {
-        Ok(Box::new(self.create(index)?))
+        Ok(Box::new(self.vcpu(index)?))
     }
 
     fn msi(&self) -> Arc<dyn MsiSink> {

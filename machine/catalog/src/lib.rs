@@ -1,1 +1,45 @@
-//! The list of device and backend kinds.
+//! The list of device and backend kinds: the one place that names them all.
+#![forbid(unsafe_code)]
+
+use nyx_char::OnEscape;
+use nyx_chipset as chipset;
+use nyx_device::{
+    AnyKind, BackendOpener, BackendSpec, BlockBackend, BoxError, CharBackend, Erased, NetBackend,
+};
+use nyx_pci_host::{HostBridge, PciHost};
+use nyx_virtio::Virtio;
+use nyx_virtio_devices as virtio;
+
+pub use nyx_char::{Escape, HELP as ESCAPE_HELP};
+
+/// Every device kind.
+pub const KINDS: &[&dyn AnyKind] = &[
+    &Erased::<chipset::Ioapic>::new(),
+    &Erased::<chipset::Pm>::new(),
+    &Erased::<chipset::PostPort>::new(),
+    &Erased::<chipset::DebugConsole>::new(),
+    &Erased::<chipset::Serial>::new(),
+    &Erased::<PciHost>::new(),
+    &Erased::<HostBridge>::new(),
+    &Erased::<Virtio<virtio::BlkKind>>::new(),
+    &Erased::<Virtio<virtio::RngKind>>::new(),
+];
+
+/// Opens backends by kind.
+#[derive(Default)]
+pub struct Backends {
+    /// Hears escapes typed on a terminal console.
+    pub on_escape: Option<OnEscape>,
+}
+
+impl BackendOpener for Backends {
+    fn block(&self, spec: &BackendSpec) -> Result<Box<dyn BlockBackend>, BoxError> {
+        Ok(nyx_block::open(spec)?)
+    }
+    fn net(&self, spec: &BackendSpec) -> Result<Box<dyn NetBackend>, BoxError> {
+        Err(format!("no network {}", spec.kind).into())
+    }
+    fn char(&self, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
+        Ok(nyx_char::open(spec, self.on_escape.clone())?)
+    }
+}

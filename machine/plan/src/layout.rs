@@ -15,16 +15,31 @@ use serde::{Deserialize, Serialize};
 /// Low RAM ends here at the latest.
 pub(crate) const LOW_RAM_END: u64 = 0xb000_0000;
 /// PCI Express configuration space, buses 0 to 255.
-pub(crate) const ECAM: Range = Range { base: 0xb000_0000, len: 256 << 20 };
+pub(crate) const ECAM: Range = Range {
+    base: 0xb000_0000,
+    len: 256 << 20,
+};
 /// 32-bit device windows.
-pub(crate) const MMIO32: Range = Range { base: 0xc000_0000, len: 0xfec0_0000 - 0xc000_0000 };
+pub(crate) const MMIO32: Range = Range {
+    base: 0xc000_0000,
+    len: 0xfec0_0000 - 0xc000_0000,
+};
 /// High RAM begins here.
 pub(crate) const HIGH_RAM: u64 = 1 << 32;
 /// I/O ports for BARs.
-pub(crate) const IO_PORTS: Range = Range { base: 0xc000, len: 0x4000 };
+pub(crate) const IO_PORTS: Range = Range {
+    base: 0xc000,
+    len: 0x4000,
+};
 /// Where firmware tables that are found by scanning live (SMBIOS 3.x §5.2.2: 0xf0000 to 0xfffff).
-pub(crate) const SCANNED: Range = Range { base: 0xf_0000, len: 0x1_0000 };
-const EBDA: Range = Range { base: 0x9_fc00, len: 0x400 };
+pub(crate) const SCANNED: Range = Range {
+    base: 0xf_0000,
+    len: 0x1_0000,
+};
+const EBDA: Range = Range {
+    base: 0x9_fc00,
+    len: 0x400,
+};
 const MIB: u64 = 1 << 20;
 
 /// A run of addresses.
@@ -108,19 +123,43 @@ pub(crate) fn lay_out(
     }
     let mut ram = vec![Range { base: 0, len: low }];
     if high != 0 {
-        ram.push(Range { base: HIGH_RAM, len: high });
+        ram.push(Range {
+            base: HIGH_RAM,
+            len: high,
+        });
     }
     let aside = reserved + acpi;
-    let usable_end = low.checked_sub(aside).filter(|end| *end > MIB).ok_or_else(|| {
-        format!("{size} bytes leave no room beside {aside} bytes of tables; use at least 8M")
-    })?;
-    let devices = Range { base: usable_end, len: reserved };
-    let acpi = Range { base: usable_end + reserved, len: acpi };
+    let usable_end = low
+        .checked_sub(aside)
+        .filter(|end| *end > MIB)
+        .ok_or_else(|| {
+            format!("{size} bytes leave no room beside {aside} bytes of tables; use at least 8M")
+        })?;
+    let devices = Range {
+        base: usable_end,
+        len: reserved,
+    };
+    let acpi = Range {
+        base: usable_end + reserved,
+        len: acpi,
+    };
     let mut map = vec![
-        (Range { base: 0, len: EBDA.base }, MemoryKind::Ram),
+        (
+            Range {
+                base: 0,
+                len: EBDA.base,
+            },
+            MemoryKind::Ram,
+        ),
         (EBDA, MemoryKind::Reserved),
         (SCANNED, MemoryKind::Reserved),
-        (Range { base: MIB, len: usable_end - MIB }, MemoryKind::Ram),
+        (
+            Range {
+                base: MIB,
+                len: usable_end - MIB,
+            },
+            MemoryKind::Ram,
+        ),
         (devices, MemoryKind::Reserved),
         (acpi, MemoryKind::Acpi),
     ];
@@ -128,16 +167,28 @@ pub(crate) fn lay_out(
         map.push((ECAM, MemoryKind::Reserved));
     }
     if high != 0 {
-        map.push((Range { base: HIGH_RAM, len: high }, MemoryKind::Ram));
+        map.push((
+            Range {
+                base: HIGH_RAM,
+                len: high,
+            },
+            MemoryKind::Ram,
+        ));
     }
     map.retain(|(range, _)| range.len != 0);
     // 64-bit windows take the quarter of the address space above RAM, at a round address.
-    let mmio64 = Some(top.next_multiple_of(1 << 36)).filter(|base| pci && *base < space).map(
-        |base| Range { base, len: (space - base).min(1 << 40) },
-    );
+    let mmio64 = Some(top.next_multiple_of(1 << 36))
+        .filter(|base| pci && *base < space)
+        .map(|base| Range {
+            base,
+            len: (space - base).min(1 << 40),
+        });
     let layout = Layout {
         ram,
-        map: map.into_iter().map(|(range, kind)| MapEntry { range, kind }).collect(),
+        map: map
+            .into_iter()
+            .map(|(range, kind)| MapEntry { range, kind })
+            .collect(),
         acpi,
         smbios: SCANNED,
         ecam: pci.then_some(ECAM),

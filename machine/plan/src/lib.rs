@@ -11,7 +11,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 
-pub use boot::{BootDisk, BootPlan, RootChoice};
+pub use boot::{BootDisk, BootPlan};
 pub use layout::{Layout, MapEntry, MemoryKind, Range};
 pub use resolve::{CpuPlan, HostFacts, IntxRoute, MachinePlan, RamPlan, resolve};
 pub use show::Listing;

@@ -15,7 +15,12 @@ pub struct Listing<'p> {
 
 fn line(f: &mut fmt::Formatter<'_>, range: Range, what: &str) -> fmt::Result {
     let last = range.end().saturating_sub(1);
-    writeln!(f, "  {:#014x}-{last:#014x} {:>9}  {what}", range.base, ByteSize(range.len))
+    writeln!(
+        f,
+        "  {:#014x}-{last:#014x} {:>9}  {what}",
+        range.base,
+        ByteSize(range.len)
+    )
 }
 
 impl fmt::Display for Listing<'_> {
@@ -73,7 +78,13 @@ impl fmt::Display for Listing<'_> {
             for (role, gsi) in &p.irqs {
                 writeln!(f, "             {role}: interrupt {gsi}")?;
             }
-            if let Some(n) = p.demand.pci.as_ref().map(|d| d.msix_vectors).filter(|n| *n != 0) {
+            if let Some(n) = p
+                .demand
+                .pci
+                .as_ref()
+                .map(|d| d.msix_vectors)
+                .filter(|n| *n != 0)
+            {
                 writeln!(f, "             {n} MSI-X vectors")?;
             }
             if let Some(at) = p.reserved_ram {

@@ -87,7 +87,10 @@ impl MemoryValue {
     /// As a table.
     pub fn table(&self) -> MemoryConfig {
         match self {
-            Self::Size(size) => MemoryConfig { size: *size, ..MemoryConfig::default() },
+            Self::Size(size) => MemoryConfig {
+                size: *size,
+                ..MemoryConfig::default()
+            },
             Self::Table(table) => table.clone(),
         }
     }
@@ -280,9 +283,15 @@ impl FromStr for MacAddress {
         let mut bytes = [0; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
-            match parts.next().filter(|p| p.len() == 2).map(|p| u8::from_str_radix(p, 16)) {
+            match parts
+                .next()
+                .filter(|p| p.len() == 2)
+                .map(|p| u8::from_str_radix(p, 16))
+            {
                 Some(Ok(value)) => *byte = value,
-                _ => return refuse("write six pairs of hexadecimal digits, like 52:54:00:12:34:56"),
+                _ => {
+                    return refuse("write six pairs of hexadecimal digits, like 52:54:00:12:34:56");
+                }
             }
         }
         if parts.next().is_some() {
@@ -313,7 +322,9 @@ impl Serialize for MacAddress {
 
 impl<'de> Deserialize<'de> for MacAddress {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 

@@ -17,7 +17,11 @@ pub fn parse_toml(text: &str) -> Result<VmConfig, ParseError> {
             let line = before.matches('\n').count() + 1;
             format!("line {line}: ")
         });
-        ParseError(format!("{}{}", place.unwrap_or_default(), explain(e.message())))
+        ParseError(format!(
+            "{}{}",
+            place.unwrap_or_default(),
+            explain(e.message())
+        ))
     })
 }
 
@@ -41,7 +45,9 @@ pub fn parse_options<T: DeserializeOwned>(
             None => (part, Value::from(true)),
         };
         if key.is_empty() {
-            return Err(ParseError(format!("{text:?}: an option has no name; write key=value")));
+            return Err(ParseError(format!(
+                "{text:?}: an option has no name; write key=value"
+            )));
         }
         let key = key.replace('-', "_");
         if lists.contains(&key.as_str()) {

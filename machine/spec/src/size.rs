@@ -18,11 +18,16 @@ impl FromStr for ByteSize {
     fn from_str(text: &str) -> Result<Self, SizeError> {
         let refused = || SizeError(text.into());
         let trimmed = text.trim();
-        let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+        let digits = trimmed
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(trimmed.len());
         let (number, suffix) = trimmed.split_at(digits);
         let number: u64 = number.parse().map_err(|_| refused())?;
         let suffix = suffix.trim().to_ascii_lowercase();
-        let unit = suffix.strip_suffix("ib").or(suffix.strip_suffix('b')).unwrap_or(&suffix);
+        let unit = suffix
+            .strip_suffix("ib")
+            .or(suffix.strip_suffix('b'))
+            .unwrap_or(&suffix);
         let shift = match unit {
             "" => 0,
             "k" => 10,

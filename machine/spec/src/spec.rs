@@ -132,7 +132,10 @@ struct Problems(Vec<SpecError>);
 
 impl Problems {
     fn add(&mut self, field: impl Into<String>, reason: impl Into<String>) {
-        self.0.push(SpecError { field: field.into(), reason: reason.into() });
+        self.0.push(SpecError {
+            field: field.into(),
+            reason: reason.into(),
+        });
     }
 }
 
@@ -176,18 +179,30 @@ impl VmConfig {
         }
         let mut seen = BTreeSet::new();
         for device in &devices {
-            check_name(&format!("{}.name", device.field), &device.name, &mut problems);
+            check_name(
+                &format!("{}.name", device.field),
+                &device.name,
+                &mut problems,
+            );
             if !seen.insert(device.name.clone()) {
                 problems.add(
                     format!("{}.name", device.field),
-                    format!("{:?} is the name of another device; choose another", device.name),
+                    format!(
+                        "{:?} is the name of another device; choose another",
+                        device.name
+                    ),
                 );
             }
         }
         match (problems.0.is_empty(), boot) {
-            (true, Some(boot)) => {
-                Ok(VmSpec { name, cpus, memory, boot, transport: self.transport, devices })
-            }
+            (true, Some(boot)) => Ok(VmSpec {
+                name,
+                cpus,
+                memory,
+                boot,
+                transport: self.transport,
+                devices,
+            }),
             _ => Err(problems.0),
         }
     }
@@ -210,14 +225,19 @@ fn cpus(cpus: &Cpus, problems: &mut Problems) -> CpuSpec {
     };
     let count = match u32::try_from(count) {
         Ok(0) | Err(_) => {
-            problems.add("cpus", format!("{count} is not a number of vCPUs; use 1 or more"));
+            problems.add(
+                "cpus",
+                format!("{count} is not a number of vCPUs; use 1 or more"),
+            );
             1
         }
         Ok(count) => count,
     };
     let threads = threads.unwrap_or(1).max(1);
     let sockets = sockets.unwrap_or(1).max(1);
-    let cores = cores.unwrap_or_else(|| (count / sockets / threads).max(1)).max(1);
+    let cores = cores
+        .unwrap_or_else(|| (count / sockets / threads).max(1))
+        .max(1);
     let product = u64::from(sockets) * u64::from(cores) * u64::from(threads);
     if product != u64::from(count) {
         problems.add(
@@ -228,15 +248,27 @@ fn cpus(cpus: &Cpus, problems: &mut Problems) -> CpuSpec {
             ),
         );
     }
-    CpuSpec { count, sockets, cores, threads }
+    CpuSpec {
+        count,
+        sockets,
+        cores,
+        threads,
+    }
 }
 
 fn memory(config: &VmConfig, problems: &mut Problems) -> MemorySpec {
     let table = config.memory.table();
     let size = table.size.0;
     if size < MIN_MEMORY {
-        let unit = if size <= 1 << 20 { format!("; write \"{size}M\" for MiB") } else { String::new() };
-        problems.add("memory", format!("{size} bytes are too little; use at least 4M{unit}"));
+        let unit = if size <= 1 << 20 {
+            format!("; write \"{size}M\" for MiB")
+        } else {
+            String::new()
+        };
+        problems.add(
+            "memory",
+            format!("{size} bytes are too little; use at least 4M{unit}"),
+        );
     } else {
         let page = match table.huge_pages {
             HugePageSize::Off | HugePageSize::Transparent => PAGE,
@@ -261,7 +293,10 @@ fn memory(config: &VmConfig, problems: &mut Problems) -> MemorySpec {
 
 fn boot(config: &BootConfig, problems: &mut Problems) -> Option<BootSpec> {
     let Some(kernel) = &config.kernel else {
-        problems.add("boot.kernel", "there is nothing to boot; name a kernel (--kernel PATH)");
+        problems.add(
+            "boot.kernel",
+            "there is nothing to boot; name a kernel (--kernel PATH)",
+        );
         return None;
     };
     Some(BootSpec {
@@ -281,7 +316,10 @@ fn char_backend(
 ) -> Value {
     let mut need_path = |what: &str| {
         path.map(Path::to_path_buf).unwrap_or_else(|| {
-            problems.add(format!("{field}.path"), format!("a {what} needs a path (path=PATH)"));
+            problems.add(
+                format!("{field}.path"),
+                format!("a {what} needs a path (path=PATH)"),
+            );
             PathBuf::new()
         })
     };
@@ -307,11 +345,19 @@ fn consoles(config: &VmConfig, devices: &mut Vec<DeviceSpec>, problems: &mut Pro
         device: ConsoleDevice::Serial,
     }];
     let consoles = config.consoles.as_deref().unwrap_or(&default);
-    let debug_stdio =
-        config.debug_console.as_ref().is_some_and(|d| d.kind == ConsoleKind::Stdio);
-    let on_stdio = consoles.iter().filter(|c| c.kind == ConsoleKind::Stdio).count();
+    let debug_stdio = config
+        .debug_console
+        .as_ref()
+        .is_some_and(|d| d.kind == ConsoleKind::Stdio);
+    let on_stdio = consoles
+        .iter()
+        .filter(|c| c.kind == ConsoleKind::Stdio)
+        .count();
     if on_stdio > 1 || (debug_stdio && on_stdio == 1 && config.consoles.is_some()) {
-        problems.add("consoles", "only one of them can be on stdio; use pty, file or socket");
+        problems.add(
+            "consoles",
+            "only one of them can be on stdio; use pty, file or socket",
+        );
     }
     let mut serial = 0usize;
     let mut ports = Vec::new();
@@ -322,8 +368,13 @@ fn consoles(config: &VmConfig, devices: &mut Vec<DeviceSpec>, problems: &mut Pro
             ConsoleKind::Stdio if debug_stdio => ConsoleKind::Null,
             kind => kind,
         };
-        let backend =
-            char_backend(&field, kind, console.path.as_deref(), console.append, problems);
+        let backend = char_backend(
+            &field,
+            kind,
+            console.path.as_deref(),
+            console.append,
+            problems,
+        );
         match console.device {
             ConsoleDevice::Serial => {
                 let Some(&(port, irq)) = SERIAL_PORTS.get(serial) else {
@@ -335,7 +386,10 @@ fn consoles(config: &VmConfig, devices: &mut Vec<DeviceSpec>, problems: &mut Pro
                 };
                 serial += 1;
                 devices.push(DeviceSpec {
-                    name: console.name.clone().unwrap_or_else(|| format!("com{serial}")),
+                    name: console
+                        .name
+                        .clone()
+                        .unwrap_or_else(|| format!("com{serial}")),
                     kind: "serial".into(),
                     config: json!({ "port": port, "irq": irq, "backend": backend }),
                     role: Role::Serial {
@@ -361,8 +415,13 @@ fn consoles(config: &VmConfig, devices: &mut Vec<DeviceSpec>, problems: &mut Pro
         });
     }
     if let Some(debug) = &config.debug_console {
-        let backend =
-            char_backend("debug_console", debug.kind, debug.path.as_deref(), false, problems);
+        let backend = char_backend(
+            "debug_console",
+            debug.kind,
+            debug.path.as_deref(),
+            false,
+            problems,
+        );
         devices.push(DeviceSpec {
             name: "debug-console".into(),
             kind: "debug-console".into(),
@@ -381,19 +440,32 @@ fn disk_device(
 ) -> DeviceSpec {
     let field = format!("disks[{index}]");
     if disk.path.as_os_str().is_empty() {
-        problems.add(format!("{field}.path"), "it is empty; name an image or a block device");
+        problems.add(
+            format!("{field}.path"),
+            "it is empty; name an image or a block device",
+        );
     }
-    if let Some(serial) = disk.serial.as_ref().filter(|s| s.len() > 20 || !s.is_ascii()) {
+    if let Some(serial) = disk
+        .serial
+        .as_ref()
+        .filter(|s| s.len() > 20 || !s.is_ascii())
+    {
         problems.add(
             format!("{field}.serial"),
             format!("{serial:?} does not fit; use at most 20 ASCII characters"),
         );
     }
     if let Some(size) = disk.block_size.filter(|s| ![512, 4096].contains(s)) {
-        problems.add(format!("{field}.block_size"), format!("{size} is neither 512 nor 4096"));
+        problems.add(
+            format!("{field}.block_size"),
+            format!("{size} is neither 512 nor 4096"),
+        );
     }
     if let Some(queues) = disk.queues.filter(|q| !(1..=16).contains(q)) {
-        problems.add(format!("{field}.queues"), format!("{queues} is not within 1 to 16"));
+        problems.add(
+            format!("{field}.queues"),
+            format!("{queues} is not within 1 to 16"),
+        );
     }
     if let Some(size) = disk.queue_size
         && (!size.is_power_of_two() || !(2..=1024).contains(&size))
@@ -409,7 +481,9 @@ fn disk_device(
         DiskEngine::IoUring => "io_uring",
         DiskEngine::Threads => "threads",
     };
-    let queues = disk.queues.unwrap_or_else(|| u16::try_from(cpus.count.min(4)).unwrap_or(4));
+    let queues = disk
+        .queues
+        .unwrap_or_else(|| u16::try_from(cpus.count.min(4)).unwrap_or(4));
     DeviceSpec {
         name: disk.name.clone().unwrap_or_else(|| format!("disk{index}")),
         kind: "virtio-blk".into(),
@@ -437,7 +511,10 @@ fn net_device(index: usize, net: &NetConfig, vm: &str, problems: &mut Problems) 
     let name = net.name.clone().unwrap_or_else(|| format!("net{index}"));
     let mut only_for = |what: &str, kind: &str, given: bool, is: bool| {
         if given && !is {
-            problems.add(format!("{field}.{what}"), format!("it is for {kind} networks only"));
+            problems.add(
+                format!("{field}.{what}"),
+                format!("it is for {kind} networks only"),
+            );
         }
     };
     let (is_tap, is_user) = (net.kind == NetKind::Tap, net.kind == NetKind::User);
@@ -448,12 +525,21 @@ fn net_device(index: usize, net: &NetConfig, vm: &str, problems: &mut Problems) 
     only_for("forward", "user", !net.forward.is_empty(), is_user);
     let pairs = net.queues.unwrap_or(1);
     if !(1..=8).contains(&pairs) {
-        problems.add(format!("{field}.queues"), format!("{pairs} is not within 1 to 8"));
+        problems.add(
+            format!("{field}.queues"),
+            format!("{pairs} is not within 1 to 8"),
+        );
     } else if pairs > 1 && !is_tap {
-        problems.add(format!("{field}.queues"), "only tap networks have several queue pairs");
+        problems.add(
+            format!("{field}.queues"),
+            "only tap networks have several queue pairs",
+        );
     }
     if let Some(mtu) = net.mtu.filter(|m| *m < 68) {
-        problems.add(format!("{field}.mtu"), format!("{mtu} is below 68, the least of IPv4"));
+        problems.add(
+            format!("{field}.mtu"),
+            format!("{mtu} is below 68, the least of IPv4"),
+        );
     }
     let backend = match net.kind {
         NetKind::Tap => json!({ "kind": "tap", "config": {
@@ -464,7 +550,9 @@ fn net_device(index: usize, net: &NetConfig, vm: &str, problems: &mut Problems) 
         }}),
         NetKind::Null => json!({ "kind": "null", "config": {} }),
     };
-    let mac = net.mac.unwrap_or_else(|| MacAddress::stable(&format!("{vm}/{name}")));
+    let mac = net
+        .mac
+        .unwrap_or_else(|| MacAddress::stable(&format!("{vm}/{name}")));
     DeviceSpec {
         kind: "virtio-net".into(),
         config: json!({

@@ -4,7 +4,12 @@ use super::*;
 
 fn refusals(toml: &str) -> Vec<String> {
     let config = parse_toml(toml).unwrap();
-    config.validate().unwrap_err().iter().map(ToString::to_string).collect()
+    config
+        .validate()
+        .unwrap_err()
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[test]
@@ -17,7 +22,15 @@ fn a_small_file_gets_the_expected_defaults() {
     .validate()
     .unwrap();
     assert_eq!(spec.name, "nyx");
-    assert_eq!(spec.cpus, CpuSpec { count: 2, sockets: 1, cores: 2, threads: 1 });
+    assert_eq!(
+        spec.cpus,
+        CpuSpec {
+            count: 2,
+            sockets: 1,
+            cores: 2,
+            threads: 1
+        }
+    );
     assert_eq!(spec.memory.size, 1 << 30);
     let kinds: Vec<_> = spec.devices.iter().map(|d| (&*d.name, &*d.kind)).collect();
     assert_eq!(
@@ -64,10 +77,17 @@ fn a_bare_number_of_megabytes_is_explained() {
 
 #[test]
 fn an_unknown_key_is_named_with_the_nearest_and_the_line() {
-    let error = parse_toml("name = \"x\"\nmemroy = \"1G\"\n").unwrap_err().to_string();
-    assert!(error.starts_with("line 2: unknown field `memroy`"), "{error}");
+    let error = parse_toml("name = \"x\"\nmemroy = \"1G\"\n")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("line 2: unknown field `memroy`"),
+        "{error}"
+    );
     assert!(error.ends_with("did you mean `memory`?"), "{error}");
-    let error = parse_json("{\"boot\":{\"kernal\":\"k\"}}").unwrap_err().to_string();
+    let error = parse_json("{\"boot\":{\"kernal\":\"k\"}}")
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("did you mean `kernel`?"), "{error}");
 }
 
@@ -83,29 +103,52 @@ fn macs_are_checked() {
         let error = text.parse::<MacAddress>().unwrap_err();
         assert!(error.contains(why), "{error}");
     }
-    assert_eq!("52-54-00-AB-cd-01".parse::<MacAddress>().unwrap().to_string(), "52:54:00:ab:cd:01");
+    assert_eq!(
+        "52-54-00-AB-cd-01"
+            .parse::<MacAddress>()
+            .unwrap()
+            .to_string(),
+        "52:54:00:ab:cd:01"
+    );
 }
 
 #[test]
 fn flags_read_like_the_file() {
-    let disk: DiskConfig =
-        parse_options("a.img,readonly,serial=S1,queues=2,block-size=4096", "path", &[]).unwrap();
+    let disk: DiskConfig = parse_options(
+        "a.img,readonly,serial=S1,queues=2,block-size=4096",
+        "path",
+        &[],
+    )
+    .unwrap();
     assert!(disk.readonly);
     assert_eq!((disk.queues, disk.block_size), (Some(2), Some(4096)));
-    let net: NetConfig =
-        parse_options("user,forward=tcp::1:2,forward=udp::3:4", "kind", &["forward"]).unwrap();
+    let net: NetConfig = parse_options(
+        "user,forward=tcp::1:2,forward=udp::3:4",
+        "kind",
+        &["forward"],
+    )
+    .unwrap();
     assert_eq!(net.forward, ["tcp::1:2", "udp::3:4"]);
-    let error = parse_options::<DiskConfig>("a.img,readonyl", "path", &[]).unwrap_err().to_string();
+    let error = parse_options::<DiskConfig>("a.img,readonyl", "path", &[])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("did you mean `readonly`?"), "{error}");
     let twice = parse_options::<DiskConfig>("a.img,path=b.img", "path", &[]).unwrap_err();
-    assert_eq!(twice.to_string(), "\"a.img,path=b.img\": path is given twice");
+    assert_eq!(
+        twice.to_string(),
+        "\"a.img,path=b.img\": path is given twice"
+    );
 }
 
 #[test]
 fn sizes_read_as_people_write_them() {
-    for (text, bytes) in
-        [("512M", 512 << 20), ("4G", 4 << 30), ("1GiB", 1 << 30), ("64mb", 64 << 20), ("7", 7)]
-    {
+    for (text, bytes) in [
+        ("512M", 512 << 20),
+        ("4G", 4 << 30),
+        ("1GiB", 1 << 30),
+        ("64mb", 64 << 20),
+        ("7", 7),
+    ] {
         assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
     }
     for text in ["", "G", "4X", "-1", "99999999999T", "4 0"] {
@@ -119,7 +162,9 @@ fn topology_must_multiply_up() {
     let said = refusals("cpus = { count = 6, sockets = 2, cores = 2 }\n[boot]\nkernel = \"k\"\n");
     assert_eq!(
         said,
-        ["cpus: 2 sockets of 2 cores of 1 threads are 4 vCPUs, not 6; make the product equal the count"]
+        [
+            "cpus: 2 sockets of 2 cores of 1 threads are 4 vCPUs, not 6; make the product equal the count"
+        ]
     );
 }
 
@@ -128,5 +173,8 @@ fn more_than_four_serial_ports_are_refused() {
     let consoles = "[[consoles]]\nkind = \"null\"\n".repeat(5);
     let said = refusals(&format!("[boot]\nkernel = \"k\"\n{consoles}"));
     assert_eq!(said.len(), 1);
-    assert!(said[0].starts_with("consoles[4]: there are only four"), "{said:?}");
+    assert!(
+        said[0].starts_with("consoles[4]: there are only four"),
+        "{said:?}"
+    );
 }

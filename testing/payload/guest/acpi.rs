@@ -36,7 +36,11 @@ pub fn rsdp() -> u64 {
     }
     let given = boot::handover().rsdp_at;
     let scan = (0xe_0000..0x10_0000_u64).step_by(16);
-    let found = [given].into_iter().chain(scan).find(|&at| at != 0 && bytes(at, 8) == b"RSD PTR ").unwrap_or(0);
+    let found = [given]
+        .into_iter()
+        .chain(scan)
+        .find(|&at| at != 0 && bytes(at, 8) == b"RSD PTR ")
+        .unwrap_or(0);
     RSDP.store(found, Ordering::Relaxed);
     found
 }
@@ -56,7 +60,10 @@ fn number(at: u64, width: usize) -> u64 {
 
 /// Whether the bytes of a table sum to zero.
 pub fn sums_to_zero(at: u64, len: usize) -> bool {
-    bytes(at, len).iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte)) == 0
+    bytes(at, len)
+        .iter()
+        .fold(0_u8, |sum, &byte| sum.wrapping_add(byte))
+        == 0
 }
 
 /// The tables of the XSDT (or RSDT): address, signature, length.
@@ -67,7 +74,11 @@ pub fn tables() -> impl Iterator<Item = (u64, &'static [u8], usize)> {
         _ if number(rsdp + 15, 1) >= 2 && number(rsdp + 24, 8) != 0 => (number(rsdp + 24, 8), 8),
         _ => (number(rsdp + 16, 4), 4),
     };
-    let count = if root == 0 { 0 } else { (number(root + 4, 4).saturating_sub(36) as usize / width).min(64) };
+    let count = if root == 0 {
+        0
+    } else {
+        (number(root + 4, 4).saturating_sub(36) as usize / width).min(64)
+    };
     (0..count).map(move |i| {
         let at = number(root + 36 + (i * width) as u64, width);
         (at, bytes(at, 4), number(at + 4, 4) as usize)
@@ -76,14 +87,20 @@ pub fn tables() -> impl Iterator<Item = (u64, &'static [u8], usize)> {
 
 /// The first table with this signature, and its length.
 pub fn table(signature: &[u8; 4]) -> Option<(u64, usize)> {
-    tables().find(|(_, name, _)| name == signature).map(|(at, _, len)| (at, len))
+    tables()
+        .find(|(_, name, _)| name == signature)
+        .map(|(at, _, len)| (at, len))
 }
 
 /// Reads the FADT.
 pub fn fadt() -> Option<Fadt> {
     let (at, len) = table(b"FACP")?;
     let get = |offset: u64, width: usize| {
-        if offset as usize + width <= len { number(at + offset, width) } else { 0 }
+        if offset as usize + width <= len {
+            number(at + offset, width)
+        } else {
+            0
+        }
     };
     // The extended addresses (generic address structures: 4 bytes, then the address) win.
     let either = |narrow: u64, wide: u64| match get(wide + 4, 8) {
@@ -148,15 +165,25 @@ pub fn cpus(ids: &mut [u32]) -> usize {
 
 /// A little-endian 32-bit number at an offset.
 pub fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+    bytes
+        .get(at..at + 4)
+        .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 /// The ECAM window of segment 0: base, first bus, last bus.
 pub fn ecam() -> Option<(u64, u8, u8)> {
     let (at, len) = table(b"MCFG")?;
-    (44..len.saturating_sub(15)).step_by(16).map(|o| at + o as u64).find(|&e| number(e + 8, 2) == 0).map(|e| {
-        (number(e, 8), number(e + 10, 1) as u8, number(e + 11, 1) as u8)
-    })
+    (44..len.saturating_sub(15))
+        .step_by(16)
+        .map(|o| at + o as u64)
+        .find(|&e| number(e + 8, 2) == 0)
+        .map(|e| {
+            (
+                number(e, 8),
+                number(e + 10, 1) as u8,
+                number(e + 11, 1) as u8,
+            )
+        })
 }
 
 /// The I/O APIC pin and redirection flags of an ISA interrupt, after the MADT's overrides.
@@ -177,7 +204,11 @@ pub fn isa_route(irq: u8) -> (u32, u32) {
 pub fn s5_type() -> Option<u16> {
     let (fadt, len) = table(b"FACP")?;
     let wide = if len >= 148 { number(fadt + 140, 8) } else { 0 };
-    let dsdt = if wide != 0 { wide } else { number(fadt + 40, 4) };
+    let dsdt = if wide != 0 {
+        wide
+    } else {
+        number(fadt + 40, 4)
+    };
     let aml = bytes(dsdt, number(dsdt + 4, 4) as usize);
     let name = aml.windows(5).position(|w| w == b"_S5_\x12")?;
     let mut at = name + 5;
@@ -202,7 +233,11 @@ pub fn power_off() {
             // Hardware-reduced ACPI: SLP_TYP in bits 4:2, SLP_EN bit 5.
             let value = (kind as u8) << 2 | 1 << 5;
             let (_, len) = table(b"FACP").unwrap_or((0, 0));
-            let space = if len >= 256 { number(table(b"FACP").map_or(0, |t| t.0) + 244, 1) } else { 1 };
+            let space = if len >= 256 {
+                number(table(b"FACP").map_or(0, |t| t.0) + 244, 1)
+            } else {
+                1
+            };
             if space == 0 {
                 cpu::write8(fadt.sleep_control_at, value);
             } else {

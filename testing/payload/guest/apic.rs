@@ -1,7 +1,7 @@
 //! The local APIC (in xAPIC mode) and the I/O APIC, as drivers see them.
 
 use crate::boot::VEC_SPURIOUS;
-use crate::cpu::{read32, write32};
+use crate::cpu::{outb, read32, write32};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Where the local APIC lies.
@@ -23,8 +23,11 @@ pub mod lapic {
     pub const TIMER_DIVIDE: u64 = 0x3e0;
 }
 
-/// Lets this CPU's LAPIC deliver interrupts.
+/// Lets this CPU's LAPIC deliver interrupts, and silences the 8259s, whose vectors after firmware
+/// are those of exceptions.
 pub fn enable() {
+    outb(0x21, 0xff);
+    outb(0xa1, 0xff);
     write32(LAPIC + lapic::SPURIOUS, 0x100 | u32::from(VEC_SPURIOUS));
 }
 

@@ -94,7 +94,11 @@ fn touch(name: &str, pages: u64) {
             cpu::write8(start_at + 4096 * page, 1);
         }
         let cycles = tsc() - start;
-        if pass == 0 { out::bench(name, pages, cycles) } else { out::bench("touch-again", pages, cycles) }
+        if pass == 0 {
+            out::bench(name, pages, cycles)
+        } else {
+            out::bench("touch-again", pages, cycles)
+        }
     }
 }
 

@@ -130,9 +130,19 @@ static mut HANDOVER: Handover = Handover {
     version: 0,
     start_info_at: 0,
     rsdp_at: 0,
-    memory: [MemoryRange { start: 0, len: 0, kind: 0, reserved: 0 }; 32],
+    memory: [MemoryRange {
+        start: 0,
+        len: 0,
+        kind: 0,
+        reserved: 0,
+    }; 32],
     ranges: 0,
-    modules: [Module { start: 0, len: 0, cmdline_at: 0, reserved: 0 }; 4],
+    modules: [Module {
+        start: 0,
+        len: 0,
+        cmdline_at: 0,
+        reserved: 0,
+    }; 4],
     module_count: 0,
 };
 

@@ -60,3 +60,9 @@ pub fn number(text: &str) -> Option<u64> {
 pub fn number_or(key: &str, otherwise: u64) -> u64 {
     value(key).and_then(number).unwrap_or(otherwise)
 }
+
+/// Whether accesses are to be left out that other VMMs are known to fall over (`gentle=1`): the tests
+/// themselves are checked against those.
+pub fn is_gentle() -> bool {
+    value("gentle") == Some("1")
+}

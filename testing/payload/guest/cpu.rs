@@ -104,7 +104,11 @@ pub fn write(at: u64, width: u32, value: u64) {
 
 /// All ones, `width` bytes wide.
 pub const fn ones(width: u32) -> u64 {
-    if width >= 8 { u64::MAX } else { (1 << (8 * width)) - 1 }
+    if width >= 8 {
+        u64::MAX
+    } else {
+        (1 << (8 * width)) - 1
+    }
 }
 
 /// The time-stamp counter, after all earlier loads.
@@ -179,18 +183,33 @@ pub fn ring0(operation: Ring0, mut regs: Regs) -> Result<Regs, u8> {
             out("r11") fault,
         );
     }
-    if fault == 0 { Ok(regs) } else { Err((fault - 1) as u8) }
+    if fault == 0 {
+        Ok(regs)
+    } else {
+        Err((fault - 1) as u8)
+    }
 }
 
 /// Reads a model-specific register.
 pub fn rdmsr(msr: u32) -> Result<u64, u8> {
-    let regs = ring0(r0_rdmsr, Regs { rcx: msr.into(), ..Regs::default() })?;
+    let regs = ring0(
+        r0_rdmsr,
+        Regs {
+            rcx: msr.into(),
+            ..Regs::default()
+        },
+    )?;
     Ok(regs.rdx << 32 | regs.rax & 0xffff_ffff)
 }
 
 /// Writes a model-specific register.
 pub fn wrmsr(msr: u32, value: u64) -> Result<(), u8> {
-    let regs = Regs { rcx: msr.into(), rax: value & 0xffff_ffff, rdx: value >> 32, rsi: 0 };
+    let regs = Regs {
+        rcx: msr.into(),
+        rax: value & 0xffff_ffff,
+        rdx: value >> 32,
+        rsi: 0,
+    };
     ring0(r0_wrmsr, regs).map(|_| ())
 }
 
@@ -222,13 +241,25 @@ pub fn control_registers() -> [u64; 4] {
 
 /// Forgets the translation of one address.
 pub fn invlpg(at: u64) {
-    let _ = ring0(r0_invlpg, Regs { rsi: at, ..Regs::default() });
+    let _ = ring0(
+        r0_invlpg,
+        Regs {
+            rsi: at,
+            ..Regs::default()
+        },
+    );
 }
 
 /// Loads an empty IDT and raises an exception: a triple fault.
 pub fn triple_fault() -> ! {
     static EMPTY: [u16; 5] = [0; 5];
-    let _ = ring0(r0_lidt, Regs { rsi: EMPTY.as_ptr() as u64, ..Regs::default() });
+    let _ = ring0(
+        r0_lidt,
+        Regs {
+            rsi: EMPTY.as_ptr() as u64,
+            ..Regs::default()
+        },
+    );
     loop {
         // SAFETY: never returns.
         unsafe { asm!("ud2") }

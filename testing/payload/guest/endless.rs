@@ -44,7 +44,10 @@ impl Pattern {
     fn check(&self, test: &mut Test) {
         for page in 0..self.pages {
             if !self.is_intact(page) {
-                test.fail(format_args!("page {page} of {} is not what was written", self.pages));
+                test.fail(format_args!(
+                    "page {page} of {} is not what was written",
+                    self.pages
+                ));
             }
         }
     }

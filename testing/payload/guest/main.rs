@@ -10,7 +10,10 @@
 #![no_std]
 #![no_main]
 #![deny(unsafe_op_in_unsafe_fn, unused_must_use)]
-#![allow(dead_code, reason = "a driver names the registers that it does not use, too")]
+#![allow(
+    dead_code,
+    reason = "a driver names the registers that it does not use, too"
+)]
 
 mod acpi;
 mod apic;

@@ -97,7 +97,9 @@ pub fn init() {
 
 /// Bytes that can still be allocated.
 pub fn free() -> u64 {
-    LIMIT.load(Ordering::Relaxed).saturating_sub(NEXT.load(Ordering::Relaxed))
+    LIMIT
+        .load(Ordering::Relaxed)
+        .saturating_sub(NEXT.load(Ordering::Relaxed))
 }
 
 /// Zeroed memory, never given back; ends the payload when there is none.
@@ -155,10 +157,18 @@ static CPU_RECORDS: [AtomicU64; boot::MAX_CPUS] = [const { AtomicU64::new(0) }; 
 
 /// The record of CPU `index`; CPU 0's if there is none.
 pub fn cpu_record(index: usize) -> &'static mut PerCpu {
-    let at = CPU_RECORDS.get(index).map_or(0, |at| at.load(Ordering::Acquire));
+    let at = CPU_RECORDS
+        .get(index)
+        .map_or(0, |at| at.load(Ordering::Acquire));
     // SAFETY: the table is written before a CPU with that index starts; each CPU touches its own
     // record, and the counters of others only to read.
-    unsafe { if at == 0 { &mut *(&raw mut percpu0) } else { &mut *(at as *mut PerCpu) } }
+    unsafe {
+        if at == 0 {
+            &mut *(&raw mut percpu0)
+        } else {
+            &mut *(at as *mut PerCpu)
+        }
+    }
 }
 
 /// Notes where the record of CPU `index` lies.

@@ -62,7 +62,10 @@ impl Write for Line {
 
 /// Prints one line.
 pub fn line(args: fmt::Arguments<'_>) {
-    let mut line = Line { bytes: [0; 240], len: 0 };
+    let mut line = Line {
+        bytes: [0; 240],
+        len: 0,
+    };
     let _ = line.write_fmt(args);
     line.bytes[line.len] = b'\n';
     let bytes = &line.bytes[..=line.len];
@@ -109,7 +112,11 @@ pub struct Test {
 impl Test {
     /// Begins the test `name`.
     pub fn new(name: &'static str) -> Self {
-        Self { name, fails: 0, skipped: false }
+        Self {
+            name,
+            fails: 0,
+            skipped: false,
+        }
     }
 
     /// Reports a failure; of many in one test, the first twenty are printed.
@@ -139,10 +146,18 @@ impl Test {
     }
 
     /// Requires `got == want` at an offset or index.
-    pub fn eq_at<T: Into<u64>, U: Into<u64>>(&mut self, why: &str, at: u64, got: T, want: U) -> bool {
+    pub fn eq_at<T: Into<u64>, U: Into<u64>>(
+        &mut self,
+        why: &str,
+        at: u64,
+        got: T,
+        want: U,
+    ) -> bool {
         let (got, want) = (got.into(), want.into());
         if got != want {
-            self.fail(format_args!("{why} at {at:#x} (got {got:#x}, want {want:#x})"));
+            self.fail(format_args!(
+                "{why} at {at:#x} (got {got:#x}, want {want:#x})"
+            ));
         }
         got == want
     }

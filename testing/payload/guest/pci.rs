@@ -50,7 +50,10 @@ pub struct Bar {
 impl Function {
     /// The function at bus, device, function.
     pub fn at(bus: u8, device: u8, function: u8) -> Self {
-        Self { bus, devfn: device << 3 | function & 7 }
+        Self {
+            bus,
+            devfn: device << 3 | function & 7,
+        }
     }
 
     /// Its device number.
@@ -59,7 +62,10 @@ impl Function {
     }
 
     fn select(self, offset: u16) -> u16 {
-        let address = 1 << 31 | u32::from(self.bus) << 16 | u32::from(self.devfn) << 8 | u32::from(offset & 0xfc);
+        let address = 1 << 31
+            | u32::from(self.bus) << 16
+            | u32::from(self.devfn) << 8
+            | u32::from(offset & 0xfc);
         outl(0xcf8, address);
         0xcfc + (offset & 3)
     }
@@ -123,7 +129,11 @@ impl Function {
 
     /// Offsets of its capabilities and their ids, at most 48 (a loop ends there).
     pub fn capabilities(self) -> impl Iterator<Item = (u8, u16)> {
-        let mut next = if self.read16(header::STATUS) & 0x10 == 0 { 0 } else { self.read8(header::CAPABILITIES) & 0xfc };
+        let mut next = if self.read16(header::STATUS) & 0x10 == 0 {
+            0
+        } else {
+            self.read8(header::CAPABILITIES) & 0xfc
+        };
         let mut left = 48;
         core::iter::from_fn(move || {
             if next < 0x40 || left == 0 {
@@ -138,7 +148,9 @@ impl Function {
 
     /// The offset of the first capability with this id.
     pub fn capability(self, id: u8) -> Option<u16> {
-        self.capabilities().find(|&(found, _)| found == id).map(|(_, at)| at)
+        self.capabilities()
+            .find(|&(found, _)| found == id)
+            .map(|(_, at)| at)
     }
 
     /// Sizes BAR `index` with decoding off, and puts its address back.
@@ -152,17 +164,31 @@ impl Function {
         self.write32(at, low);
         let mut bar = Bar::default();
         if low & 1 != 0 {
-            bar = Bar { address: (low & !3).into(), size: u64::from((mask & !3) as u16).wrapping_neg() & 0xffff, is_io: true, ..bar };
+            bar = Bar {
+                address: (low & !3).into(),
+                size: u64::from((mask & !3) as u16).wrapping_neg() & 0xffff,
+                is_io: true,
+                ..bar
+            };
         } else if low & 6 == 4 {
             let high = self.read32(at + 4);
             self.write32(at + 4, u32::MAX);
             let high_mask = self.read32(at + 4);
             self.write32(at + 4, high);
             let mask = u64::from(high_mask) << 32 | u64::from(mask & !15);
-            bar = Bar { address: u64::from(high) << 32 | u64::from(low & !15), size: mask.wrapping_neg(), is_64bit: true, ..bar };
+            bar = Bar {
+                address: u64::from(high) << 32 | u64::from(low & !15),
+                size: mask.wrapping_neg(),
+                is_64bit: true,
+                ..bar
+            };
             bar.prefetchable = low & 8 != 0;
         } else if mask & !15 != 0 {
-            bar = Bar { address: (low & !15).into(), size: u64::from((mask & !15).wrapping_neg()), ..bar };
+            bar = Bar {
+                address: (low & !15).into(),
+                size: u64::from((mask & !15).wrapping_neg()),
+                ..bar
+            };
             bar.prefetchable = low & 8 != 0;
         }
         self.write16(header::COMMAND, enabled);
@@ -180,7 +206,10 @@ impl Function {
             index += if bar.is_64bit { 2 } else { 1 };
         }
         let command = self.read16(header::COMMAND);
-        self.write16(header::COMMAND, command | command::IO | command::MEMORY | command::MASTER);
+        self.write16(
+            header::COMMAND,
+            command | command::IO | command::MEMORY | command::MASTER,
+        );
     }
 
     /// Places a BAR: direct boot may leave this to the guest.
@@ -190,7 +219,10 @@ impl Function {
         let (next, first) = if bar.is_io {
             (&NEXT_IO, crate::cmdline::number_or("pci_io", 0xc000))
         } else {
-            (&NEXT_MEMORY, crate::cmdline::number_or("pci_mem", 0xe800_0000))
+            (
+                &NEXT_MEMORY,
+                crate::cmdline::number_or("pci_mem", 0xe800_0000),
+            )
         };
         let from = next.load(Ordering::Relaxed).max(first);
         let address = from.next_multiple_of(bar.size);
@@ -285,7 +317,10 @@ pub fn functions() -> impl Iterator<Item = Function> {
     let present = present();
     core::iter::from_fn(move || {
         while present && (at >> 8) <= last_bus && at < 1 << 16 {
-            let f = Function { bus: (at >> 8) as u8, devfn: at as u8 };
+            let f = Function {
+                bus: (at >> 8) as u8,
+                devfn: at as u8,
+            };
             at += 1;
             if f.devfn & 7 == 0 {
                 skip_functions = false;

@@ -89,7 +89,11 @@ impl Command {
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lists = [("test=", &self.tests, ","), ("bench=", &self.benches, ","), ("", &self.options, " ")];
+        let lists = [
+            ("test=", &self.tests, ","),
+            ("bench=", &self.benches, ","),
+            ("", &self.options, " "),
+        ];
         let mut gap = "";
         for (key, words, between) in lists.into_iter().filter(|(_, words, _)| !words.is_empty()) {
             write!(f, "{gap}{key}{}", words.join(between))?;

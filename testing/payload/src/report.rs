@@ -84,29 +84,44 @@ impl Report {
             ("ok", name) if !name.is_empty() => self.oks.push(name.to_owned()),
             ("fail", _) => match rest.split_once(": ") {
                 Some((test, why)) => {
-                    self.fails.push(Fail { test: test.to_owned(), why: why.to_owned() });
+                    self.fails.push(Fail {
+                        test: test.to_owned(),
+                        why: why.to_owned(),
+                    });
                 }
                 None => return false,
             },
             ("skip", _) => match rest.split_once(": ") {
                 Some((test, text)) => {
-                    self.skips.push(Note { test: test.to_owned(), text: text.to_owned() });
+                    self.skips.push(Note {
+                        test: test.to_owned(),
+                        text: text.to_owned(),
+                    });
                 }
                 None => return false,
             },
             ("note", _) => match rest.split_once(' ') {
                 Some((test, text)) => {
-                    self.notes.push(Note { test: test.to_owned(), text: text.to_owned() });
+                    self.notes.push(Note {
+                        test: test.to_owned(),
+                        text: text.to_owned(),
+                    });
                 }
                 None => return false,
             },
             ("bench", _) => {
                 let words: Vec<&str> = rest.split(' ').collect();
-                let [name, iterations, cycles] = words[..] else { return false };
+                let [name, iterations, cycles] = words[..] else {
+                    return false;
+                };
                 let (Ok(iterations), Ok(cycles)) = (iterations.parse(), cycles.parse()) else {
                     return false;
                 };
-                self.benches.push(Bench { name: name.to_owned(), iterations, cycles });
+                self.benches.push(Bench {
+                    name: name.to_owned(),
+                    iterations,
+                    cycles,
+                });
             }
             _ => return false,
         }
@@ -134,6 +149,11 @@ impl Report {
     /// The guest's TSC rate in Hz, said with the first bench.
     #[must_use]
     pub fn tsc_rate(&self) -> Option<u64> {
-        self.notes.iter().find(|note| note.test == "tsc-rate")?.text.parse().ok()
+        self.notes
+            .iter()
+            .find(|note| note.test == "tsc-rate")?
+            .text
+            .parse()
+            .ok()
     }
 }

@@ -11,7 +11,10 @@ fn a_whole_output_is_read() {
     assert_eq!(report.oks, ["serial"]);
     assert_eq!(report.fails.len(), 1);
     assert_eq!(report.fails[0].test, "rtc");
-    assert_eq!(report.fails[0].why, "register D after a write (got 0x0, want 0x80)");
+    assert_eq!(
+        report.fails[0].why,
+        "register D after a write (got 0x0, want 0x80)"
+    );
     assert_eq!(report.skips[0].test, "virtio-rng");
     assert_eq!(report.others, ["something else"]);
     assert_eq!(report.tsc_rate(), Some(2_100_000_000));
@@ -31,20 +34,34 @@ fn an_output_cut_short_is_not_done() {
 
 #[test]
 fn malformed_lines_are_kept_as_others() {
-    let report = Report::parse("bench x 1\nbench x one 2\nfail nothing\nok\nskip y\ndone now\nnote z\n");
+    let report =
+        Report::parse("bench x 1\nbench x one 2\nfail nothing\nok\nskip y\ndone now\nnote z\n");
     assert_eq!(report.others.len(), 7);
-    assert_eq!(Report { others: Vec::new(), ..report }, Report::default());
+    assert_eq!(
+        Report {
+            others: Vec::new(),
+            ..report
+        },
+        Report::default()
+    );
 }
 
 #[test]
 fn a_command_line_is_written_in_the_guests_form() {
     assert_eq!(Command::new().to_string(), "");
-    let line = Command::new().then(Ending::Reset).test("pci").option("hold", "1M").test("rtc");
+    let line = Command::new()
+        .then(Ending::Reset)
+        .test("pci")
+        .option("hold", "1M")
+        .test("rtc");
     assert_eq!(line.to_string(), "test=pci,rtc then=reset hold=1M");
 }
 
 fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
-    bytes[at..at + len].iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte))
+    bytes[at..at + len]
+        .iter()
+        .rev()
+        .fold(0, |n, &byte| n << 8 | u64::from(byte))
 }
 
 #[test]

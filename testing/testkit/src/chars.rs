@@ -115,4 +115,8 @@ impl Consoles {
     pub fn at(&self, kind: &str) -> Console {
         self.0.lock().entry(kind.into()).or_default().clone()
     }
+    /// Every console that was opened or mentioned.
+    pub fn far_ends(&self) -> Vec<Console> {
+        self.0.lock().values().cloned().collect()
+    }
 }

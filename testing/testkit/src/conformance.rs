@@ -111,8 +111,17 @@ fn storm(bench: &Bench, device: &mut dyn Device, random: &mut Random, count: usi
             1 => bench.pass(Duration::from_micros(random.below(900_000))),
             2 => interrupt(device, random),
             3 => capability(device, random),
+            4 => {
+                let mut bytes = [0; 20];
+                random.fill(&mut bytes);
+                bench.consoles.far_ends().iter().for_each(|console| {
+                    console.type_in(&bytes);
+                    console.set_room((random.below(2) == 0).then_some(3));
+                });
+                device.wake();
+            }
             _ if windows.is_empty() => device.wake(),
-            4..=11 => {
+            5..=12 => {
                 let (hit, width) = aim(random, &windows);
                 let _ = device.read(hit, &mut data[..width]);
             }

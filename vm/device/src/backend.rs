@@ -178,6 +178,18 @@ pub trait NetQueue: Send {
     fn send(&mut self, buffers: &PinnedBuffers) -> io::Result<()>;
     /// Tells the kernel which receive offloads the guest accepts.
     fn set_offloads(&mut self, accepted: NetOffloads) -> io::Result<()>;
+    /// Takes this queue pair into or out of service, as the guest uses fewer or more of them. A
+    /// queue out of service gets no frames; all are in service at first.
+    fn set_in_service(&mut self, on: bool) -> io::Result<()> {
+        let _ = on;
+        Ok(())
+    }
+    /// Puts this queue to use or not: the guest may use fewer pairs than there are, and one that it
+    /// does not use must be given no frames (`TUNSETQUEUE` of a TAP). All are in use at first.
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
+        let _ = enabled;
+        Ok(())
+    }
 }
 
 /// A network attachment.

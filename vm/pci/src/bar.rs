@@ -59,7 +59,12 @@ impl Bar {
         address: u64,
         config: &mut ConfigSpace,
     ) -> Result<Self, &'static str> {
-        let BarDemand { index, len, space, prefetchable } = demand;
+        let BarDemand {
+            index,
+            len,
+            space,
+            prefetchable,
+        } = demand;
         let (smallest, largest, last_index) = match space {
             // §6.2.5.1: 256 bytes are the most an I/O BAR may take.
             BarSpace::Io => (4, 256, 5),
@@ -75,7 +80,10 @@ impl Bar {
         if address & (len - 1) != 0 {
             return Err("the address is not a multiple of the length");
         }
-        let bar = Self { demand, presence: Presence::Absent };
+        let bar = Self {
+            demand,
+            presence: Presence::Absent,
+        };
         if address != 0 && bar.decoded(address).is_none() {
             return Err("the address is out of reach");
         }
@@ -85,11 +93,20 @@ impl Bar {
             BarSpace::Memory64 => bar::MEMORY64,
         };
         let memory = space != BarSpace::Io;
-        let flags = if prefetchable && memory { flags | bar::PREFETCHABLE } else { flags };
+        let flags = if prefetchable && memory {
+            flags | bar::PREFETCHABLE
+        } else {
+            flags
+        };
         let at = bar.register();
         let value = (address | u64::from(flags)).to_le_bytes();
         // An I/O BAR's upper half is zero: there are 65536 ports (§6.2.5.1).
-        let mask = if memory { !(len - 1) } else { !(len - 1) & 0xffff }.to_le_bytes();
+        let mask = if memory {
+            !(len - 1)
+        } else {
+            !(len - 1) & 0xffff
+        }
+        .to_le_bytes();
         let registers = if space == BarSpace::Memory64 { 8 } else { 4 };
         config.define(at, value.get(..registers).unwrap_or_default());
         config.allow_writes(at, mask.get(..registers).unwrap_or_default());
@@ -103,21 +120,31 @@ impl Bar {
 
     /// Which registers it takes, one bit each.
     pub(crate) fn registers(demand: &BarDemand) -> u32 {
-        let width = if demand.space == BarSpace::Memory64 { 3 } else { 1 };
+        let width = if demand.space == BarSpace::Memory64 {
+            3
+        } else {
+            1
+        };
         width << u32::from(demand.index)
     }
 
     /// Which bus it is on.
     pub(crate) fn space(&self) -> Space {
-        if self.demand.space == BarSpace::Io { Space::Pio } else { Space::Mmio }
+        if self.demand.space == BarSpace::Io {
+            Space::Pio
+        } else {
+            Space::Mmio
+        }
     }
 
     /// Removes the window and leaves the doorbells waiting on `bus`.
     pub(crate) fn unmap(&mut self, bus: &Bus) {
         self.presence = match std::mem::replace(&mut self.presence, Presence::Absent) {
             Presence::Mapped(at, mapping, bound) => {
+                // In this order, or somebody could map the addresses without evicting these.
+                let kept = bus.keep(at, self.demand.len, bound);
                 drop(mapping);
-                Presence::Waiting(at, bus.keep(at, self.demand.len, bound))
+                Presence::Waiting(at, kept)
             }
             other => other,
         };

@@ -61,7 +61,10 @@ impl ConfigSpace {
         space.define(header::INTERFACE, &[interface]);
         space.define(header::SUBCLASS, &[subclass]);
         space.define(header::CLASS, &[class]);
-        space.define(header::SUBSYSTEM_VENDOR, &demand.subsystem_vendor.to_le_bytes());
+        space.define(
+            header::SUBSYSTEM_VENDOR,
+            &demand.subsystem_vendor.to_le_bytes(),
+        );
         space.define(header::SUBSYSTEM, &demand.subsystem.to_le_bytes());
         space.define(header::INTERRUPT_PIN, &[u8::from(demand.intx)]);
         space.allow_writes(header::COMMAND, &command::WRITABLE.to_le_bytes());
@@ -93,7 +96,9 @@ impl ConfigSpace {
 
     /// Sets bytes and their power-on value.
     pub fn define(&mut self, offset: usize, value: &[u8]) {
-        self.each(offset, value, |byte, value| (byte.value, byte.initial) = (value, value));
+        self.each(offset, value, |byte, value| {
+            (byte.value, byte.initial) = (value, value)
+        });
     }
     /// Lets the guest change the bits set in `mask`.
     pub fn allow_writes(&mut self, offset: usize, mask: &[u8]) {
@@ -151,14 +156,22 @@ impl ConfigSpace {
     /// The first 256 bytes, for a saved state. No extended capability exists, so nothing behind
     /// them ever changes.
     pub fn save(&self) -> Vec<u8> {
-        let stored = self.bytes.get(..header::CONVENTIONAL_END).unwrap_or_default();
+        let stored = self
+            .bytes
+            .get(..header::CONVENTIONAL_END)
+            .unwrap_or_default();
         stored.iter().map(|byte| byte.value).collect()
     }
     /// Whether [`ConfigSpace::save`] of this function can have produced `saved`.
     pub fn check(&self, saved: &[u8]) -> Result<(), ForeignConfig> {
-        let stored = self.bytes.get(..header::CONVENTIONAL_END).unwrap_or_default();
+        let stored = self
+            .bytes
+            .get(..header::CONVENTIONAL_END)
+            .unwrap_or_default();
         if saved.len() != stored.len() {
-            return Err(ForeignConfig { offset: saved.len().min(stored.len()) });
+            return Err(ForeignConfig {
+                offset: saved.len().min(stored.len()),
+            });
         }
         let differs = |(byte, saved): (&Byte, &u8)| {
             (byte.initial ^ saved) & !(byte.writable | byte.clearable | byte.owned) != 0
@@ -231,7 +244,10 @@ mod tests {
         assert_eq!(space.add_capability(9, &[1, 2, 3]), Ok(0x40));
         assert_eq!(space.add_capability(0x11, &[0; 10]), Ok(0x48));
         assert_eq!(space.u16(6) & 0x10, 0x10);
-        assert_eq!((space.u8(0x34), space.u16(0x40), space.u16(0x48)), (0x40, 0x4809, 0x0011));
+        assert_eq!(
+            (space.u8(0x34), space.u16(0x40), space.u16(0x48)),
+            (0x40, 0x4809, 0x0011)
+        );
         assert_eq!(space.add_capability(9, &[0; 0xab]), Err(CapabilityOverflow));
         assert_eq!(space.u8(0x49), 0, "a refused capability is not linked");
         assert_eq!(space.add_capability(9, &[0; 0xaa]), Ok(0x54));

@@ -6,9 +6,9 @@ use crate::port::{Gate, Port};
 use crate::saved::SavedFunction;
 use crate::spec::{capability, command, express, header, msix, power, status};
 use nyx_device::{
-    AccessResult, BarSpace, Bdf, Bus, Device, Doorbell, Doorbells, Drain, FaultPort, FunctionDemand, Hit,
-    IrqController, Lifecycle, Placement, RegionId, Registers, ResetKind, Slot, Space,
-    Target, UnitName,
+    AccessResult, BarSpace, Bdf, Bus, Device, Doorbell, Doorbells, Drain, FaultPort,
+    FunctionDemand, Hit, IrqController, Lifecycle, Placement, RegionId, Registers, ResetKind, Slot,
+    Space, Target, UnitName,
 };
 use nyx_inspect::{Counter, Field, Inspect, Leaf, Visitor};
 use nyx_state::{Blob, Persist, RestoreError, SaveError};
@@ -98,7 +98,11 @@ impl Function {
         spaces: AddressSpaces,
         doorbells: Arc<dyn Doorbells>,
     ) -> Result<Self, BuildError> {
-        let demand = placement.demand.pci.as_ref().ok_or(BuildError::NotPlanned)?;
+        let demand = placement
+            .demand
+            .pci
+            .as_ref()
+            .ok_or(BuildError::NotPlanned)?;
         let bdf = placement.bdf.ok_or(BuildError::NotPlanned)?;
         if usize::from(demand.msix_vectors) != port.vectors() {
             return Err(BuildError::Vectors(demand.msix_vectors));
@@ -109,7 +113,10 @@ impl Function {
         if let Some(line) = placement.irqs.get("intx").filter(|_| demand.intx) {
             // A number that does not fit is "unknown" (PCI Local Bus 3.0 §6.2.4); guests with ACPI
             // do not look.
-            config.define(header::INTERRUPT_LINE, &[u8::try_from(*line).unwrap_or(0xff)]);
+            config.define(
+                header::INTERRUPT_LINE,
+                &[u8::try_from(*line).unwrap_or(0xff)],
+            );
         }
         let msix_bar = bars
             .iter()
@@ -138,7 +145,11 @@ impl Function {
     #[must_use]
     pub fn decoding(mut self, on: bool) -> Self {
         let mut enabled = 0;
-        for bar in self.bars.iter().filter(|bar| on && bar.address(&self.config).is_some()) {
+        for bar in self
+            .bars
+            .iter()
+            .filter(|bar| on && bar.address(&self.config).is_some())
+        {
             enabled |= match bar.space() {
                 Space::Pio => command::IO,
                 Space::Mmio => command::MEMORY,
@@ -151,7 +162,10 @@ impl Function {
     /// Puts the function into a slot of its own and maps what it decodes.
     pub fn plug(self, faults: FaultPort) -> Arc<Slot<Self>> {
         let slot = Slot::new(faults, Box::new(self));
-        let gate = Arc::new(Window { slot: Arc::downgrade(&slot), name: slot.name().clone() });
+        let gate = Arc::new(Window {
+            slot: Arc::downgrade(&slot),
+            name: slot.name().clone(),
+        });
         slot.with(|function| {
             function.gate = Some(gate);
             function.sync_windows();
@@ -174,11 +188,15 @@ impl Function {
         let offset = usize::from(offset);
         self.config.read(offset, data);
         if self.port.is_pin_asserted()
-            && let Some(low) = header::STATUS.checked_sub(offset).and_then(|at| data.get_mut(at))
+            && let Some(low) = header::STATUS
+                .checked_sub(offset)
+                .and_then(|at| data.get_mut(at))
         {
             *low |= status::INTERRUPT.to_le_bytes()[0];
         }
-        let Some(hooks) = self.device.as_pci_function() else { return };
+        let Some(hooks) = self.device.as_pci_function() else {
+            return;
+        };
         for (index, body) in self.layout.vendor.iter().enumerate() {
             if let Some((at, part)) = overlap(body, offset, data.len())
                 && let Some(part) = data.get_mut(part)
@@ -259,7 +277,9 @@ impl Function {
     /// Maps every BAR where it decodes and nowhere else. What is refused because something else is
     /// there is tried again on the next change and on the next start.
     fn sync_windows(&mut self) {
-        let Some(gate) = self.gate.clone() else { return };
+        let Some(gate) = self.gate.clone() else {
+            return;
+        };
         let wanted: Vec<_> = self.bars.iter().map(|bar| self.decoded(bar)).collect();
         // All releases come first: BARs of one function may trade places.
         for (bar, wanted) in self.bars.iter_mut().zip(&wanted) {
@@ -271,7 +291,9 @@ impl Function {
             }
         }
         for (bar, wanted) in self.bars.iter_mut().zip(&wanted) {
-            let Some(at) = wanted.filter(|_| bar.presence.mapped().is_none()) else { continue };
+            let Some(at) = wanted.filter(|_| bar.presence.mapped().is_none()) else {
+                continue;
+            };
             let region = RegionId(bar.demand.index);
             let kept = match std::mem::replace(&mut bar.presence, Presence::Absent) {
                 Presence::Waiting(_, kept) => kept.take(),
@@ -284,7 +306,11 @@ impl Function {
             };
             let bound = kept.unwrap_or_else(|| {
                 let own = self.msix_bar.is_none_or(|(msix, _)| msix != region);
-                let bells = if own { self.device.doorbells() } else { Vec::new() };
+                let bells = if own {
+                    self.device.doorbells()
+                } else {
+                    Vec::new()
+                };
                 let inside = |bell: &&Doorbell| {
                     let end = bell.offset.checked_add(bell.len.max(1).into());
                     bell.region == region && end.is_some_and(|end| end <= bar.demand.len)
@@ -323,7 +349,10 @@ struct Effects {
 impl Effects {
     fn of(function: &Function) -> Self {
         let command = function.config.u16(header::COMMAND);
-        let control = function.layout.msix.map_or(0, |at| function.config.u16(at + msix::CONTROL));
+        let control = function
+            .layout
+            .msix
+            .map_or(0, |at| function.config.u16(at + msix::CONTROL));
         // PCI Power Management 1.2 §5.4.1: in D3hot a function answers configuration accesses and
         // initiates nothing.
         let awake = function.power_state() == power::D0;
@@ -334,7 +363,11 @@ impl Effects {
                 bus_master: awake && command & command::MASTER != 0,
                 pin_disabled: !awake || command & command::INTX_DISABLE != 0,
             },
-            decode: if awake { command & (command::IO | command::MEMORY) } else { 0 },
+            decode: if awake {
+                command & (command::IO | command::MEMORY)
+            } else {
+                0
+            },
         }
     }
 }
@@ -404,8 +437,10 @@ fn define_capabilities(
         }
         // A BAR's length is a power of two of at least 16, so its half leaves the BAR indicator's
         // three bits free; half of 2^31 is the most that fits, and far more than a table takes.
-        let pending = u32::try_from(len / 2)
-            .map_err(|_| BuildError::Bar { index: bar, reason: "too long for an MSI-X table" })?;
+        let pending = u32::try_from(len / 2).map_err(|_| BuildError::Bar {
+            index: bar,
+            reason: "too long for an MSI-X table",
+        })?;
         let mut body = [0; 10];
         body[..2].copy_from_slice(&last.to_le_bytes());
         body[2..6].copy_from_slice(&u32::from(bar).to_le_bytes());
@@ -417,14 +452,20 @@ fn define_capabilities(
     }
 
     let mut vendor = Vec::new();
-    let capabilities = device.as_pci_function().map(|hooks| hooks.vendor_capabilities());
+    let capabilities = device
+        .as_pci_function()
+        .map(|hooks| hooks.vendor_capabilities());
     for body in capabilities.unwrap_or_default() {
         let at = config.add_capability(capability::VENDOR, &body)? + 2;
         // Which bytes stick is the device's to say, so any may have changed.
         config.allow_change(at, &vec![0xff; body.len()]);
         vendor.push(at..at + body.len());
     }
-    Ok(Layout { power: power_at, msix: msix_at, vendor })
+    Ok(Layout {
+        power: power_at,
+        msix: msix_at,
+        vendor,
+    })
 }
 
 /// What the bus sees of a function. It holds the slot weakly: the function owns its windows, and
@@ -490,7 +531,6 @@ impl Lifecycle for Function {
         self.port.reset();
         let now = Effects::of(self);
         self.port.set_gate(now.gate);
-        self.release_moved();
         self.sync_windows();
         self.tell_bus_master(before.gate.bus_master, now.gate.bus_master);
     }
@@ -537,11 +577,20 @@ impl Persist for Function {
     /// Windows are mapped, and pending messages sent, on the next start: other functions may still
     /// be where this one is going, and interrupt controllers may not be restored.
     fn restore(&mut self, saved: SavedFunction) -> Result<(), RestoreError> {
-        let SavedFunction { config, vectors, intx, device } = saved;
+        let SavedFunction {
+            config,
+            vectors,
+            intx,
+            device,
+        } = saved;
         if self.config.check(&config).is_err() {
-            return Err(RestoreError::Invalid("the configuration space is another function's"));
+            return Err(RestoreError::Invalid(
+                "the configuration space is another function's",
+            ));
         }
-        let state = config.get(self.power_control()).map(|control| control & power::STATE);
+        let state = config
+            .get(self.power_control())
+            .map(|control| control & power::STATE);
         if !matches!(state, Some(power::D0 | power::D3_HOT)) {
             return Err(RestoreError::Invalid("impossible power state"));
         }
@@ -568,7 +617,10 @@ impl Inspect for Function {
         v.leaf("bdf", Leaf::Text(self.bdf.to_string()));
         v.leaf("vendor", Leaf::Hex(config.u16(header::VENDOR).into()));
         v.leaf("device_id", Leaf::Hex(config.u16(header::DEVICE).into()));
-        v.leaf("class", Leaf::Hex((config.u32(header::REVISION) >> 8).into()));
+        v.leaf(
+            "class",
+            Leaf::Hex((config.u32(header::REVISION) >> 8).into()),
+        );
         v.leaf("command", Leaf::Hex(config.u16(header::COMMAND).into()));
         v.leaf("power_state", Leaf::Number(self.power_state().into()));
         v.child("bars", &Bars(self));
@@ -583,7 +635,10 @@ struct Bars<'a>(&'a Function);
 impl Inspect for Bars<'_> {
     fn inspect(&self, v: &mut dyn Visitor) {
         for bar in &self.0.bars {
-            v.child(&bar.demand.index.to_string(), &BarState(bar, bar.address(&self.0.config)));
+            v.child(
+                &bar.demand.index.to_string(),
+                &BarState(bar, bar.address(&self.0.config)),
+            );
         }
     }
 }

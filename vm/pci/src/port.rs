@@ -38,8 +38,14 @@ struct Vector {
 
 impl Vector {
     /// PCI Local Bus 3.0 §6.8.2.9: masked after reset.
-    const RESET: Self =
-        Self { message: Msi { address: 0, data: 0 }, masked: true, pending: false };
+    const RESET: Self = Self {
+        message: Msi {
+            address: 0,
+            data: 0,
+        },
+        masked: true,
+        pending: false,
+    };
 
     fn entry(&self) -> [u8; 16] {
         let low = u128::from(self.message.address) | u128::from(self.message.data) << 64;
@@ -85,17 +91,17 @@ pub struct Port {
 impl Port {
     /// The port of the function `demand` asks for: its vectors leave through `msi`, its pin drives
     /// `line`.
-    pub fn new(
-        demand: &FunctionDemand,
-        line: Option<IrqLine>,
-        msi: Arc<dyn MsiSink>,
-    ) -> Arc<Self> {
+    pub fn new(demand: &FunctionDemand, line: Option<IrqLine>, msi: Arc<dyn MsiSink>) -> Arc<Self> {
         let vectors = demand.msix_vectors.min(msix::MAX_VECTORS);
         Arc::new(Self {
             msi,
             gate: AtomicU8::new(0),
             vectors: (0..vectors).map(|_| Mutex::new(Vector::RESET)).collect(),
-            pin: Mutex::new(Pin { line, asserted: false, disabled: false }),
+            pin: Mutex::new(Pin {
+                line,
+                asserted: false,
+                disabled: false,
+            }),
             messages: Counter::default(),
         })
     }
@@ -153,21 +159,35 @@ impl Port {
     /// bits, which begin the second half.
     pub(crate) fn read_table(&self, len: u64, offset: u64, data: &mut [u8]) {
         for (at, out) in (offset..).zip(data) {
-            *out = if at < len / 2 { self.table_byte(at) } else { self.pending_byte(at - len / 2) };
+            *out = if at < len / 2 {
+                self.table_byte(at)
+            } else {
+                self.pending_byte(at - len / 2)
+            };
         }
     }
 
     fn table_byte(&self, at: u64) -> u8 {
-        let entry = usize::try_from(at / msix::ENTRY).ok().and_then(|e| self.vectors.get(e));
+        let entry = usize::try_from(at / msix::ENTRY)
+            .ok()
+            .and_then(|e| self.vectors.get(e));
         let entry = entry.map_or([0; 16], |vector| vector.lock().entry());
-        usize::try_from(at % msix::ENTRY).ok().and_then(|at| entry.get(at)).copied().unwrap_or(0)
+        usize::try_from(at % msix::ENTRY)
+            .ok()
+            .and_then(|at| entry.get(at))
+            .copied()
+            .unwrap_or(0)
     }
 
     fn pending_byte(&self, at: u64) -> u8 {
         let first = usize::try_from(at).ok().and_then(|at| at.checked_mul(8));
-        let vectors = first.and_then(|first| self.vectors.get(first..)).unwrap_or_default();
+        let vectors = first
+            .and_then(|first| self.vectors.get(first..))
+            .unwrap_or_default();
         let bits = vectors.iter().take(8).enumerate();
-        bits.fold(0, |byte, (bit, vector)| byte | u8::from(vector.lock().pending) << bit)
+        bits.fold(0, |byte, (bit, vector)| {
+            byte | u8::from(vector.lock().pending) << bit
+        })
     }
 
     /// Writes the MSI-X table. Only aligned double and quad words count (PCI Local Bus 3.0
@@ -176,7 +196,7 @@ impl Port {
         if !matches!(data.len(), 4 | 8) {
             return Err(BadAccess::Width);
         }
-        if offset % data.len() as u64 != 0 {
+        if !offset.is_multiple_of(data.len() as u64) {
             return Err(BadAccess::Alignment);
         }
         let entry = usize::try_from(offset / msix::ENTRY).map_err(|_| BadAccess::NoRegister)?;
@@ -187,7 +207,10 @@ impl Port {
         let mut bytes = vector.entry();
         let at = usize::try_from(offset % msix::ENTRY).map_err(|_| BadAccess::NoRegister)?;
         // An aligned access never leaves the entry.
-        if let Some(field) = bytes.get_mut(at..).and_then(|rest| rest.get_mut(..data.len())) {
+        if let Some(field) = bytes
+            .get_mut(at..)
+            .and_then(|rest| rest.get_mut(..data.len()))
+        {
             field.copy_from_slice(data);
         }
         vector.set_entry(bytes);
@@ -221,8 +244,17 @@ impl Port {
     /// Captures the MSI-X table and the pending bits.
     pub(crate) fn save_vectors(&self) -> Vec<SavedVector> {
         let save = |vector: &Mutex<Vector>| {
-            let Vector { message, masked, pending } = *vector.lock();
-            SavedVector { address: message.address, data: message.data, masked, pending }
+            let Vector {
+                message,
+                masked,
+                pending,
+            } = *vector.lock();
+            SavedVector {
+                address: message.address,
+                data: message.data,
+                masked,
+                pending,
+            }
         };
         self.vectors.iter().map(save).collect()
     }
@@ -231,8 +263,15 @@ impl Port {
     /// may not be restored yet.
     pub(crate) fn restore(&self, gate: Gate, pin: bool, vectors: &[SavedVector]) {
         for (vector, saved) in self.vectors.iter().zip(vectors) {
-            let message = Msi { address: saved.address & !3, data: saved.data };
-            *vector.lock() = Vector { message, masked: saved.masked, pending: saved.pending };
+            let message = Msi {
+                address: saved.address & !3,
+                data: saved.data,
+            };
+            *vector.lock() = Vector {
+                message,
+                masked: saved.masked,
+                pending: saved.pending,
+            };
         }
         self.set_gate_quietly(gate);
         self.set_pin(pin);
@@ -259,7 +298,12 @@ impl Inspect for Port {
     fn inspect(&self, v: &mut dyn Visitor) {
         let gate = self.gate.load(Ordering::Acquire);
         let count = |test: fn(&Vector) -> bool| {
-            Leaf::Number(self.vectors.iter().filter(|vector| test(&vector.lock())).count() as u64)
+            Leaf::Number(
+                self.vectors
+                    .iter()
+                    .filter(|vector| test(&vector.lock()))
+                    .count() as u64,
+            )
         };
         v.leaf("msix_enabled", Leaf::Flag(gate & ENABLED != 0));
         v.leaf("msix_masked", Leaf::Flag(gate & MASKED != 0));

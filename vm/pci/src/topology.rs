@@ -46,11 +46,7 @@ pub struct Attachment {
 
 impl Topology {
     /// Makes the function in `slot` answer at `bdf`.
-    pub fn attach(
-        &self,
-        bdf: Bdf,
-        slot: Arc<Slot<Function>>,
-    ) -> Result<Attachment, AttachError> {
+    pub fn attach(&self, bdf: Bdf, slot: Arc<Slot<Function>>) -> Result<Attachment, AttachError> {
         if bdf.device > 31 || bdf.function > 7 {
             return Err(AttachError::NoAddress(bdf));
         }
@@ -62,7 +58,10 @@ impl Topology {
         }
         table.insert(rid, slot);
         self.routes.table.store(Arc::new(table));
-        Ok(Attachment { routes: self.routes.clone(), rid })
+        Ok(Attachment {
+            routes: self.routes.clone(),
+            rid,
+        })
     }
 
     /// Reads configuration space at `offset`.
@@ -78,7 +77,9 @@ impl Topology {
         }
         // PCI Local Bus 3.0 §6.2.1: software looks for functions 1 to 7 only where function 0 says
         // that there are some.
-        let kind = header::TYPE.checked_sub(usize::from(offset)).and_then(|at| data.get_mut(at));
+        let kind = header::TYPE
+            .checked_sub(usize::from(offset))
+            .and_then(|at| data.get_mut(at));
         if let Some(kind) = kind
             && table.range(rid & !7..=rid | 7).nth(1).is_some()
         {
@@ -99,7 +100,11 @@ impl Topology {
         let table = self.routes.table.load();
         let bdf = |rid: &u16| {
             let [devfn, bus] = rid.to_le_bytes();
-            Bdf { bus, device: devfn >> 3, function: devfn & 7 }
+            Bdf {
+                bus,
+                device: devfn >> 3,
+                function: devfn & 7,
+            }
         };
         table.keys().map(bdf).collect()
     }

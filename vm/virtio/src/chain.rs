@@ -126,6 +126,19 @@ impl Chain {
     ) -> Result<PinnedBuffers, ChainError> {
         pin(&self.writable, view, at, len, Permissions::Write)
     }
+
+    /// Appends the whole writable part to `buffers`, so that several chains take one transfer. On
+    /// an error, part of it may have been appended.
+    pub fn append_writable(
+        &self,
+        view: &DmaView<'_>,
+        buffers: &mut PinnedBuffers,
+    ) -> Result<(), ChainError> {
+        for run in runs(&self.writable, 0, self.writable_len) {
+            view.pin(buffers, GuestAddress(run.addr), run.len as usize, Permissions::Write)?;
+        }
+        Ok(())
+    }
 }
 
 /// A chain does not hold what the device needs, or its buffers are not memory.

@@ -1,1 +1,10 @@
 //! The actor that owns one machine: boot, events, power.
+#![forbid(unsafe_code)]
+
+mod actor;
+mod firmware;
+mod prepare;
+
+pub use actor::{Command, Control, Ending, Notice, RunError, Vmm};
+pub use firmware::{FirmwareError, Tables};
+pub use prepare::{HostSource, PrepareError, Prepared};

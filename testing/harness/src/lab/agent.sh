@@ -69,7 +69,6 @@ relay() {
         printf '%s' "$2"
     } >"$1"
 }
-
 run() { # length of the script, end mark, none|stream
     take "$1" $L/command
     $B rm -f $L/out $L/err

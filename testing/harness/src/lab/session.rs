@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -23,6 +24,15 @@ const PENDING: usize = 64;
 
 /// How long an idle lab may take to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How many lines of the kernel's messages an error quotes.
+const LAST_LINES: usize = 12;
+
+/// Words of the kernel and of the lab's scripts that tell what went wrong.
+const TELLING: [&str; 5] = ["Kernel panic", "BUG:", "Oops", "Out of memory", "nyx-lab:"];
+
+/// QEMU says this of every processor model that it emulates in software; it never is the reason.
+const NOISE: &str = "warning: TCG doesn't support";
 
 /// The lab's ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +109,9 @@ pub struct Session {
     pieces: Receiver<Piece>,
     obituary: Obituary,
     control: UnixStream,
+    /// Open as long as the session: see [`feed`].
     input: Option<UnixStream>,
+    is_input_taken: bool,
     terminal: Option<UnixStream>,
     /// Bytes of the control port that are not yet a line.
     unfinished: Vec<u8>,
@@ -150,6 +162,7 @@ impl Session {
             obituary,
             control: streams[0].1.try_clone()?,
             input: None,
+            is_input_taken: false,
             terminal: None,
             unfinished: Vec::new(),
             log: log.to_owned(),
@@ -219,10 +232,11 @@ impl Session {
         let kind = match input {
             Input::Nothing => "none",
             Input::From(source) => {
-                let sink = self
-                    .input
-                    .take()
-                    .context("a session takes standard input once")?;
+                let sink = match &self.input {
+                    Some(sink) if !self.is_input_taken => sink.try_clone()?,
+                    _ => bail!("a session takes standard input once"),
+                };
+                self.is_input_taken = true;
                 // It may wait for a key for ever; it ends with the process or with the lab.
                 std::thread::Builder::new()
                     .name("lab-input".into())
@@ -251,7 +265,7 @@ impl Session {
         let mark = self.request("terminal", command, &format!("{rows} {columns}"))?;
         std::thread::Builder::new()
             .name("lab-keys".into())
-            .spawn(|| feed(Box::new(std::io::stdin()), keys))?;
+            .spawn(|| type_keys(keys))?;
         let deadline = Instant::now() + command.timeout;
         self.follow(
             deadline,
@@ -401,9 +415,19 @@ impl Session {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
-        if !lines.is_empty() {
+        let tail = lines.len().saturating_sub(LAST_LINES);
+        // What went wrong often stands far above the end, before a trace of the processor's state.
+        let telling = lines[..tail]
+            .iter()
+            .filter(|line| TELLING.iter().any(|word| line.contains(word)));
+        let quoted: Vec<&str> = telling
+            .take(LAST_LINES)
+            .chain(&lines[tail..])
+            .copied()
+            .collect();
+        if !quoted.is_empty() {
             words.push_str("\nits kernel said:\n  ");
-            words.push_str(&lines[lines.len().saturating_sub(15)..].join("\n  "));
+            words.push_str(&quoted.join("\n  "));
         }
         words.push_str(&format!("\n(all of it is in {})", self.log.display()));
         words
@@ -433,7 +457,8 @@ fn accept(listener: &UnixListener, obituary: &Obituary, deadline: Instant) -> Re
 
 fn epitaph((status, said): &(Option<ExitStatus>, String)) -> String {
     let status = status.map_or("ended".into(), |status| format!("ended with {status}"));
-    match said.trim_end() {
+    let said: Vec<&str> = said.lines().filter(|line| !line.contains(NOISE)).collect();
+    match said.join("\n").as_str() {
         "" => format!("\nQEMU {status}"),
         said => format!("\nQEMU {status} and said: {said}"),
     }
@@ -455,11 +480,18 @@ fn listen(port: Port, mut stream: UnixStream, sender: SyncSender<Piece>) -> Resu
     Ok(())
 }
 
-/// Carries a source to a port and closes it.
+/// Carries a source to the standard input of the lab and says that there is no more.
 fn feed(mut source: Box<dyn Read + Send>, mut sink: UnixStream) {
     // A command that ends without reading all of its input is no failure.
     let _ = std::io::copy(&mut source, &mut sink);
-    let _ = sink.shutdown(std::net::Shutdown::Both);
+    // Only our writing ends: at the closing of the whole socket QEMU drops what it has not read yet.
+    let _ = sink.shutdown(Shutdown::Write);
+}
+
+/// Carries keys to the lab's terminal. Their end is not passed on: QEMU would close the screen with it.
+fn type_keys(mut sink: UnixStream) {
+    // It ends with the process or with the lab.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut sink);
 }
 
 fn exit_code(line: &str) -> Result<i32> {

@@ -18,7 +18,10 @@ pub fn handover(test: &mut Test) {
     for range in &h.memory[..h.ranges] {
         test.check(range.len > 0, "an empty range in the memory map");
         test.check(range.start >= end, "memory map is not sorted, or overlaps");
-        test.check((1..=7).contains(&range.kind), "unknown kind in the memory map");
+        test.check(
+            (1..=7).contains(&range.kind),
+            "unknown kind in the memory map",
+        );
         end = range.start.saturating_add(range.len);
     }
 }
@@ -31,7 +34,10 @@ pub fn acpi(test: &mut Test) {
     }
     test.check(acpi::sums_to_zero(rsdp, 20), "checksum of the RSDP");
     if acpi::bytes(rsdp, 36)[15] >= 2 {
-        test.check(acpi::sums_to_zero(rsdp, 36), "extended checksum of the RSDP");
+        test.check(
+            acpi::sums_to_zero(rsdp, 36),
+            "extended checksum of the RSDP",
+        );
     }
     for (at, name, len) in acpi::tables() {
         let name = core::str::from_utf8(name).unwrap_or("????");
@@ -39,11 +45,19 @@ pub fn acpi(test: &mut Test) {
             test.fail(format_args!("table {name} at {at:#x}: length or checksum"));
         }
     }
-    let Some(fadt) = acpi::fadt() else { return test.fail(format_args!("no FADT")) };
+    let Some(fadt) = acpi::fadt() else {
+        return test.fail(format_args!("no FADT"));
+    };
     test.check(fadt.len >= 244, "FADT shorter than in ACPI 2.0");
     test.check(acpi::s5_type().is_some(), "no _S5_ in the DSDT");
-    test.check(fadt.pm1a_control != 0 || fadt.sleep_control_at != 0, "no way to power off");
-    test.check(fadt.flags & 1 << 10 != 0 && fadt.reset_at != 0, "no reset register");
+    test.check(
+        fadt.pm1a_control != 0 || fadt.sleep_control_at != 0,
+        "no way to power off",
+    );
+    test.check(
+        fadt.flags & 1 << 10 != 0 && fadt.reset_at != 0,
+        "no reset register",
+    );
     let mut ids = [0; boot::MAX_CPUS];
     let cpus = acpi::cpus(&mut ids);
     test.check(cpus >= 1, "no CPU in the MADT");
@@ -66,12 +80,18 @@ pub fn memory(test: &mut Test) {
     test.note(format_args!("{} KiB of RAM", total >> 10));
     if let Some(want) = cmdline::value("want_memory").and_then(cmdline::number) {
         // Firmware tables and the legacy hole may take some.
-        test.check(total <= want && total + (2 << 20) >= want, "RAM is not what was asked for");
+        test.check(
+            total <= want && total + (2 << 20) >= want,
+            "RAM is not what was asked for",
+        );
     }
     // Every place holds its own address at the same time: aliases would show.
     let places = |start: u64, len: u64| {
         let first = start.next_multiple_of(4096).max(start);
-        (first..start + len).step_by(2 << 20).chain([(start + len - 8) & !7]).filter(|&at| at >= mem::mark())
+        (first..start + len)
+            .step_by(2 << 20)
+            .chain([(start + len - 8) & !7])
+            .filter(|&at| at >= mem::mark())
     };
     for range in ram.clone() {
         mem::map(range.start, range.len);
@@ -95,7 +115,10 @@ pub fn cpuid(test: &mut Test) {
     let leaf1 = __cpuid_count(1, 0);
     test.check(leaf1.ecx & 1 << 31 != 0, "hypervisor bit is not set");
     let leaf = __cpuid_count(0x4000_0000, 0);
-    test.check([leaf.ebx, leaf.ecx, leaf.edx] == [0x4b4d_564b, 0x564b_4d56, 0x4d], "no KVM signature");
+    test.check(
+        [leaf.ebx, leaf.ecx, leaf.edx] == [0x4b4d_564b, 0x564b_4d56, 0x4d],
+        "no KVM signature",
+    );
     apic::enable();
     test.eq("initial APIC id", leaf1.ebx >> 24, apic::id());
     if __cpuid_count(0, 0).eax >= 0xb {
@@ -105,19 +128,41 @@ pub fn cpuid(test: &mut Test) {
         }
     }
     // The next timer: 1 microsecond to 100 GHz is no measurement, only sense.
-    test.note(format_args!("TSC {} kHz by CPUID or PM timer, measured {:?} kHz", time::rate() / 1000, time::measured(10).map(|r| r / 1000)));
+    test.note(format_args!(
+        "TSC {} kHz by CPUID or PM timer, measured {:?} kHz",
+        time::rate() / 1000,
+        time::measured(10).map(|r| r / 1000)
+    ));
     let (a, b) = (tsc(), tsc());
     test.check(b > a, "TSC does not move");
 }
 
 /// MSRs that must be there, and one that must fault.
 pub fn msr(test: &mut Test) {
-    test.check(cpu::rdmsr(0x1b).is_ok_and(|v| v & 0xffff_f000 == apic::LAPIC), "APIC base");
-    test.check(cpu::rdmsr(0xc000_0080).is_ok_and(|v| v & 0x500 == 0x500), "EFER without LME and LMA");
-    test.check(cpu::rdmsr(0x1234_5678) == Err(13), "an unknown MSR can be read");
-    test.check(cpu::wrmsr(0x1234_5678, 1) == Err(13), "an unknown MSR can be written");
-    test.check(cpu::wrmsr(0xc000_0102, 0xffff_8000_0000_1234).is_ok(), "kernel GS base cannot be written");
-    test.check(cpu::rdmsr(0xc000_0102) == Ok(0xffff_8000_0000_1234), "kernel GS base does not read back");
+    test.check(
+        cpu::rdmsr(0x1b).is_ok_and(|v| v & 0xffff_f000 == apic::LAPIC),
+        "APIC base",
+    );
+    test.check(
+        cpu::rdmsr(0xc000_0080).is_ok_and(|v| v & 0x500 == 0x500),
+        "EFER without LME and LMA",
+    );
+    test.check(
+        cpu::rdmsr(0x1234_5678) == Err(13),
+        "an unknown MSR can be read",
+    );
+    test.check(
+        cpu::wrmsr(0x1234_5678, 1) == Err(13),
+        "an unknown MSR can be written",
+    );
+    test.check(
+        cpu::wrmsr(0xc000_0102, 0xffff_8000_0000_1234).is_ok(),
+        "kernel GS base cannot be written",
+    );
+    test.check(
+        cpu::rdmsr(0xc000_0102) == Ok(0xffff_8000_0000_1234),
+        "kernel GS base does not read back",
+    );
 }
 
 /// Exceptions raised by the CPU reach the guest with the right vector.
@@ -143,12 +188,24 @@ pub fn exceptions(test: &mut Test) {
             test.eq($why, cpu::shared_read(&raw const cpu.vector), $vector);
         }};
     }
-    raise!(0_u64, "division by zero", "xor edx, edx; xor ecx, ecx; mov eax, 1; div ecx");
+    raise!(
+        0_u64,
+        "division by zero",
+        "xor edx, edx; xor ecx, ecx; mov eax, 1; div ecx"
+    );
     raise!(6_u64, "invalid opcode", "ud2");
     raise!(13_u64, "privileged instruction in ring 3", "mov rax, cr0");
-    raise!(13_u64, "address that is not canonical", "mov rax, 0x4000000000000000; mov [rax], al");
+    raise!(
+        13_u64,
+        "address that is not canonical",
+        "mov rax, 0x4000000000000000; mov [rax], al"
+    );
     // 128 TiB less 4 KiB: nothing is mapped there.
-    raise!(14_u64, "unmapped address", "mov rax, 0x7ffffffff000; mov [rax], al");
+    raise!(
+        14_u64,
+        "unmapped address",
+        "mov rax, 0x7ffffffff000; mov [rax], al"
+    );
     test.eq("CR2", cpu::this_cpu().cr2, 0x7fff_ffff_f000_u64);
 }
 
@@ -156,33 +213,61 @@ pub fn exceptions(test: &mut Test) {
 pub fn lapic(test: &mut Test) {
     const VECTOR: u8 = VEC_AUTO + 2;
     apic::enable();
-    test.check(read32(apic::LAPIC + apic::lapic::VERSION) & 0xff >= 0x10, "LAPIC version below 0x10");
+    test.check(
+        read32(apic::LAPIC + apic::lapic::VERSION) & 0xff >= 0x10,
+        "LAPIC version below 0x10",
+    );
     let before = cpu::taken(VECTOR);
     apic::send(apic::id(), 0x4000 | u32::from(VECTOR));
-    test.check(time::until(time::millis(100), || apic::bit(apic::lapic::IRR, VECTOR)), "a self-IPI is not pending while interrupts are off");
+    test.check(
+        time::until(time::millis(100), || apic::bit(apic::lapic::IRR, VECTOR)),
+        "a self-IPI is not pending while interrupts are off",
+    );
     test.eq("interrupts while off", cpu::taken(VECTOR), before);
     cpu::irq_on();
-    test.check(time::until(time::seconds(2), || cpu::taken(VECTOR) == before + 1), "a pending interrupt is not taken when they are on");
+    test.check(
+        time::until(time::seconds(2), || cpu::taken(VECTOR) == before + 1),
+        "a pending interrupt is not taken when they are on",
+    );
     // One-shot timer, then periodic.
     let before = cpu::taken(VECTOR);
     write32(apic::LAPIC + apic::lapic::TIMER_DIVIDE, 0b1011);
     write32(apic::LAPIC + apic::lapic::TIMER, VECTOR.into());
     write32(apic::LAPIC + apic::lapic::TIMER_INITIAL, 1_000_000);
-    test.check(time::until(time::seconds(5), || cpu::taken(VECTOR) != before), "one-shot timer does not fire");
-    test.eq("timer count after it fired", read32(apic::LAPIC + apic::lapic::TIMER_CURRENT), 0_u32);
+    test.check(
+        time::until(time::seconds(5), || cpu::taken(VECTOR) != before),
+        "one-shot timer does not fire",
+    );
+    test.eq(
+        "timer count after it fired",
+        read32(apic::LAPIC + apic::lapic::TIMER_CURRENT),
+        0_u32,
+    );
     let before = cpu::taken(VECTOR);
-    write32(apic::LAPIC + apic::lapic::TIMER, u32::from(VECTOR) | 1 << 17);
+    write32(
+        apic::LAPIC + apic::lapic::TIMER,
+        u32::from(VECTOR) | 1 << 17,
+    );
     write32(apic::LAPIC + apic::lapic::TIMER_INITIAL, 2_000_000);
-    test.check(time::until(time::seconds(5), || cpu::taken(VECTOR) >= before + 3), "periodic timer does not go on");
+    test.check(
+        time::until(time::seconds(5), || cpu::taken(VECTOR) >= before + 3),
+        "periodic timer does not go on",
+    );
     write32(apic::LAPIC + apic::lapic::TIMER_INITIAL, 0);
     write32(apic::LAPIC + apic::lapic::TIMER, 1 << 16);
     // TSC deadline, where CPUID offers it.
     if __cpuid_count(1, 0).ecx & 1 << 24 != 0 {
         let before = cpu::taken(VECTOR);
-        write32(apic::LAPIC + apic::lapic::TIMER, u32::from(VECTOR) | 2 << 17);
+        write32(
+            apic::LAPIC + apic::lapic::TIMER,
+            u32::from(VECTOR) | 2 << 17,
+        );
         let set = cpu::wrmsr(0x6e0, tsc() + time::millis(2));
         test.check(set.is_ok(), "TSC deadline cannot be written");
-        test.check(time::until(time::seconds(5), || cpu::taken(VECTOR) != before), "TSC deadline does not fire");
+        test.check(
+            time::until(time::seconds(5), || cpu::taken(VECTOR) != before),
+            "TSC deadline does not fire",
+        );
         write32(apic::LAPIC + apic::lapic::TIMER, 1 << 16);
     }
     cpu::irq_off();
@@ -190,17 +275,31 @@ pub fn lapic(test: &mut Test) {
     let before = cpu::taken(VECTOR);
     apic::send(apic::id(), 0x4000 | u32::from(VECTOR));
     cpu::wait_for_interrupt();
-    test.eq("interrupts that ended a sleep", cpu::taken(VECTOR), before + 1);
+    test.eq(
+        "interrupts that ended a sleep",
+        cpu::taken(VECTOR),
+        before + 1,
+    );
 }
 
 /// The initrd: there, and adding up to `initrd_sum=` (all bytes), of `initrd_len=` bytes.
 pub fn initrd(test: &mut Test) {
     let h = handover_modules();
-    let Some(module) = h.first() else { return test.fail(format_args!("no module")) };
+    let Some(module) = h.first() else {
+        return test.fail(format_args!("no module"));
+    };
     let bytes = acpi::bytes(module.start, module.len as usize);
     let sum: u64 = bytes.iter().map(|&b| u64::from(b)).sum();
-    test.eq("length of the initrd", module.len, cmdline::number_or("initrd_len", module.len));
-    test.eq("sum of the initrd", sum, cmdline::number_or("initrd_sum", sum));
+    test.eq(
+        "length of the initrd",
+        module.len,
+        cmdline::number_or("initrd_len", module.len),
+    );
+    test.eq(
+        "sum of the initrd",
+        sum,
+        cmdline::number_or("initrd_sum", sum),
+    );
 }
 
 fn handover_modules() -> &'static [boot::Module] {

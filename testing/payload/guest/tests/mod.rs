@@ -6,9 +6,9 @@ mod pci;
 mod serial;
 mod smp;
 
+use crate::cmdline;
 use crate::out::{self, Test};
 use crate::virtio::{blk, broken, console, net, rng, transport_tests, vsock};
-use crate::cmdline;
 
 type Body = fn(&mut Test);
 
@@ -54,7 +54,10 @@ const TESTS: &[(&str, Body)] = &[
     ("virtio-broken-all", broken::all_devices),
     ("smp", smp::all_cpus),
     ("smp-ipi", smp::interrupts),
+    ("smp-ioapic", smp::pin_targets),
     ("smp-hammer", smp::hammer),
+    ("smp-msix", blk::msix_targets),
+    ("smp-virtio-blk", blk::multi_cpu),
 ];
 
 /// Tests that run only when named: they need a state that an earlier boot made.
@@ -70,10 +73,15 @@ pub fn run() {
         for word in list.split(',').filter(|word| !word.is_empty()) {
             if word == "all" {
                 let without = cmdline::value("without_tests").unwrap_or("");
-                for (name, body) in TESTS.iter().filter(|(name, _)| !without.split(',').any(|w| w == *name)) {
+                for (name, body) in TESTS
+                    .iter()
+                    .filter(|(name, _)| !without.split(',').any(|w| w == *name))
+                {
                     body(&mut Test::new(name));
                 }
-            } else if let Some((name, body)) = TESTS.iter().chain(NAMED).find(|(name, _)| *name == word) {
+            } else if let Some((name, body)) =
+                TESTS.iter().chain(NAMED).find(|(name, _)| *name == word)
+            {
                 body(&mut Test::new(name));
             } else {
                 out::line(format_args!("fail {word}: no such test"));

@@ -17,7 +17,10 @@ const VECTOR: u8 = VEC_AUTO + 6;
 pub fn all_cpus(test: &mut Test) {
     let from = tsc();
     let (running, wanted) = smp::start();
-    test.note(format_args!("{running} CPUs up in {} us", (tsc() - from) * 1_000_000 / time::rate()));
+    test.note(format_args!(
+        "{running} CPUs up in {} us",
+        (tsc() - from) * 1_000_000 / time::rate()
+    ));
     test.eq("CPUs running", running as u64, wanted as u64);
     if let Some(want) = cmdline::value("want_cpus").and_then(cmdline::number) {
         test.eq("CPUs wanted", running as u64, want);
@@ -29,14 +32,24 @@ pub fn all_cpus(test: &mut Test) {
             COUNT.fetch_add(1, Ordering::AcqRel);
             let right = apic::id() == smp::apic_id(cpu)
                 && __cpuid_count(1, 0).ebx >> 24 == apic::id() & 0xff
-                && (__cpuid_count(0, 0).eax < 0xb || __cpuid_count(0xb, 0).ebx == 0 || __cpuid_count(0xb, 0).edx == apic::id());
+                && (__cpuid_count(0, 0).eax < 0xb
+                    || __cpuid_count(0xb, 0).ebx == 0
+                    || __cpuid_count(0xb, 0).edx == apic::id());
             WRONG.fetch_add(u32::from(!right), Ordering::AcqRel);
         },
         time::seconds(30),
     );
     test.check(done, "not every CPU ends its work within 30 s");
-    test.eq("CPUs that worked", COUNT.load(Ordering::Acquire), running as u32);
-    test.eq("CPUs with a wrong APIC id", WRONG.load(Ordering::Acquire), 0_u32);
+    test.eq(
+        "CPUs that worked",
+        COUNT.load(Ordering::Acquire),
+        running as u32,
+    );
+    test.eq(
+        "CPUs with a wrong APIC id",
+        WRONG.load(Ordering::Acquire),
+        0_u32,
+    );
     // Time does not go back from one CPU to the next.
     LATEST.store(0, Ordering::Release);
     WRONG.store(0, Ordering::Release);
@@ -51,7 +64,11 @@ pub fn all_cpus(test: &mut Test) {
         },
         time::seconds(30),
     );
-    test.eq("times that went back between CPUs", WRONG.load(Ordering::Acquire), 0_u32);
+    test.eq(
+        "times that went back between CPUs",
+        WRONG.load(Ordering::Acquire),
+        0_u32,
+    );
 }
 
 /// Interrupts between CPUs: each other CPU is sent one and takes it; a broadcast reaches all.
@@ -65,20 +82,70 @@ pub fn interrupts(test: &mut Test) {
         let counter = &raw const record.counters[usize::from(VECTOR)];
         let before = cpu::shared_read(counter);
         apic::send(smp::apic_id(cpu), 0x4000 | u32::from(VECTOR));
-        let taken = time::until(time::seconds(10), || cpu::shared_read(counter) == before + 1);
+        let taken = time::until(time::seconds(10), || {
+            cpu::shared_read(counter) == before + 1
+        });
         if !taken {
             test.fail(format_args!("CPU {cpu} does not take an interrupt"));
         }
     }
     // All but self.
     let own = cpu::taken(VECTOR);
-    let before: u32 = (1..running).map(|cpu| mem::cpu_record(cpu).counters[usize::from(VECTOR)]).sum();
+    let before: u32 = (1..running)
+        .map(|cpu| mem::cpu_record(cpu).counters[usize::from(VECTOR)])
+        .sum();
     apic::send(0, 0xc4000 | u32::from(VECTOR));
     let all = || {
-        (1..running).map(|cpu| cpu::shared_read(&raw const mem::cpu_record(cpu).counters[usize::from(VECTOR)])).sum::<u32>()
+        (1..running)
+            .map(|cpu| {
+                cpu::shared_read(&raw const mem::cpu_record(cpu).counters[usize::from(VECTOR)])
+            })
+            .sum::<u32>()
     };
-    test.check(time::until(time::seconds(10), || all() == before + running as u32 - 1), "a broadcast does not reach every CPU");
-    test.eq("own interrupts after a broadcast to others", cpu::taken(VECTOR), own);
+    test.check(
+        time::until(time::seconds(10), || all() == before + running as u32 - 1),
+        "a broadcast does not reach every CPU",
+    );
+    test.eq(
+        "own interrupts after a broadcast to others",
+        cpu::taken(VECTOR),
+        own,
+    );
+}
+
+/// The UART's pin, aimed at each CPU in turn.
+pub fn pin_targets(test: &mut Test) {
+    const PIN_VECTOR: u8 = VEC_AUTO + 8;
+    let (running, _) = smp::start();
+    if running < 2 {
+        return test.skip("one CPU");
+    }
+    if inb(0x3fd) == 0xff {
+        return test.skip("no UART at COM1");
+    }
+    time::until(time::seconds(1), || inb(0x3fd) & 0x60 == 0x60);
+    outb(0x3fc, 0x0b);
+    let (pin, _) = acpi::isa_route(4);
+    let counter = |cpu: usize| {
+        cpu::shared_read(&raw const mem::cpu_record(cpu).counters[usize::from(PIN_VECTOR)])
+    };
+    let mut missed = 0_u64;
+    for target in 1..running.min(32) {
+        apic::route(pin, PIN_VECTOR, 0, smp::apic_id(target));
+        let before = counter(target);
+        outb(0x3f9, 2);
+        missed += u64::from(!time::until(time::seconds(10), || {
+            counter(target) == before + 1
+        }));
+        inb(0x3fa);
+        outb(0x3f9, 0);
+    }
+    apic::mask(pin);
+    test.eq(
+        "CPUs that took no interrupt of the UART aimed at them",
+        missed,
+        0_u64,
+    );
 }
 
 /// All CPUs on the same devices at once.

@@ -21,7 +21,15 @@ struct Scene<'a> {
 
 impl Scene<'_> {
     fn desc(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
-        self.queue.set_desc(index, Desc { address, len, flags, next });
+        self.queue.set_desc(
+            index,
+            Desc {
+                address,
+                len,
+                flags,
+                next,
+            },
+        );
     }
 
     /// Publishes a head and notifies, whatever the device wants.
@@ -32,6 +40,7 @@ impl Scene<'_> {
     }
 }
 
+/// What it is, and how it is put into the ring. A name that ends in `?` may succeed all the same.
 type Case = (&'static str, fn(&mut Scene<'_>));
 
 /// Address past all RAM and devices.
@@ -67,7 +76,11 @@ const CASES: &[Case] = &[
     ("an available index that jumps past the queue's size", |s| {
         s.desc(0, s.header, 16, NEXT, 1);
         s.desc(1, s.status, 1, WRITE, 0);
-        let index = s.queue.avail_index().wrapping_add(s.queue.size).wrapping_add(1);
+        let index = s
+            .queue
+            .avail_index()
+            .wrapping_add(s.queue.size)
+            .wrapping_add(1);
         s.queue.set_avail_index(index);
         s.queue.notify();
     }),
@@ -100,8 +113,12 @@ const CASES: &[Case] = &[
         s.go(0);
     }),
     ("data that runs past the end of RAM", |s| {
-        let end = boot::handover().memory[..boot::handover().ranges].iter()
-            .filter(|r| r.kind == 1).map(|r| r.start + r.len).max().unwrap_or(NOWHERE);
+        let end = boot::handover().memory[..boot::handover().ranges]
+            .iter()
+            .filter(|r| r.kind == 1)
+            .map(|r| r.start + r.len)
+            .max()
+            .unwrap_or(NOWHERE);
         s.desc(0, s.header, 16, NEXT, 1);
         s.desc(1, end - 256, 512, NEXT | WRITE, 2);
         s.desc(2, s.status, 1, WRITE, 0);
@@ -119,7 +136,7 @@ const CASES: &[Case] = &[
         s.desc(2, NOWHERE, 1, WRITE, 0);
         s.go(0);
     }),
-    ("data of length 0", |s| {
+    ("data of length 0?", |s| {
         s.desc(0, s.header, 16, NEXT, 1);
         s.desc(1, s.data, 0, NEXT | WRITE, 2);
         s.desc(2, s.status, 1, WRITE, 0);
@@ -176,13 +193,13 @@ const CASES: &[Case] = &[
         s.desc(2, s.data, 512, 0, 0);
         s.go(0);
     }),
-    ("read into a buffer that the device may only read", |s| {
+    ("read into a buffer that the device may only read?", |s| {
         s.desc(0, s.header, 16, NEXT, 1);
         s.desc(1, s.data, 512, NEXT, 2);
         s.desc(2, s.status, 1, WRITE, 0);
         s.go(0);
     }),
-    ("unknown descriptor flags", |s| {
+    ("unknown descriptor flags?", |s| {
         s.desc(0, s.header, 16, NEXT | 0xfff8, 1);
         s.desc(1, s.data, 512, NEXT | WRITE | 0xfff8, 2);
         s.desc(2, s.status, 1, WRITE | 0xfff8, 0);
@@ -206,31 +223,71 @@ const CASES: &[Case] = &[
     }),
     ("an indirect table that loops", |s| {
         let table = s.data;
-        cpu::shared_write(table as *mut Desc, Desc { address: s.header, len: 16, flags: NEXT, next: 1 });
-        cpu::shared_write((table + 16) as *mut Desc, Desc { address: s.data + 2048, len: 512, flags: NEXT | WRITE, next: 1 });
+        cpu::shared_write(
+            table as *mut Desc,
+            Desc {
+                address: s.header,
+                len: 16,
+                flags: NEXT,
+                next: 1,
+            },
+        );
+        cpu::shared_write(
+            (table + 16) as *mut Desc,
+            Desc {
+                address: s.data + 2048,
+                len: 512,
+                flags: NEXT | WRITE,
+                next: 1,
+            },
+        );
         s.desc(0, table, 32, INDIRECT, 0);
         s.go(0);
     }),
     ("next past an indirect table", |s| {
         let table = s.data;
-        cpu::shared_write(table as *mut Desc, Desc { address: s.header, len: 16, flags: NEXT, next: 2 });
+        cpu::shared_write(
+            table as *mut Desc,
+            Desc {
+                address: s.header,
+                len: 16,
+                flags: NEXT,
+                next: 2,
+            },
+        );
         s.desc(0, table, 32, INDIRECT, 0);
         s.go(0);
     }),
     ("an indirect table within an indirect table", |s| {
         let table = s.data;
-        cpu::shared_write(table as *mut Desc, Desc { address: table, len: 32, flags: INDIRECT, next: 0 });
+        cpu::shared_write(
+            table as *mut Desc,
+            Desc {
+                address: table,
+                len: 32,
+                flags: INDIRECT,
+                next: 0,
+            },
+        );
         s.desc(0, table, 32, INDIRECT, 0);
         s.go(0);
     }),
     ("indirect and next together", |s| {
         let table = s.data;
-        cpu::shared_write(table as *mut Desc, Desc { address: s.header, len: 16, flags: 0, next: 0 });
+        cpu::shared_write(
+            table as *mut Desc,
+            Desc {
+                address: s.header,
+                len: 16,
+                flags: 0,
+                next: 0,
+            },
+        );
         s.desc(0, table, 16, INDIRECT | NEXT, 1);
         s.desc(1, s.status, 1, WRITE, 0);
         s.go(0);
     }),
-    ("the same head many times", |s| {
+    ("the same head many times?", |s| {
         s.desc(0, s.header, 16, NEXT, 1);
         s.desc(1, s.data, 512, NEXT | WRITE, 2);
         s.desc(2, s.status, 1, WRITE, 0);
@@ -240,7 +297,7 @@ const CASES: &[Case] = &[
         s.queue.publish();
         s.queue.notify();
     }),
-    ("used ring asked to be overwritten by data", |s| {
+    ("used ring asked to be overwritten by data?", |s| {
         s.desc(0, s.header, 16, NEXT, 1);
         s.desc(1, s.queue.used & !511, 512, NEXT | WRITE, 2);
         s.desc(2, s.status, 1, WRITE, 0);
@@ -277,14 +334,35 @@ fn one(test: &mut Test, transport: Transport, name: &str, case: fn(&mut Scene<'_
     let guard = Buffer::new(4096);
     guard.fill(0x77);
     let queue = device.queue(0);
-    let mut scene = Scene { queue, header, data: page.at, status: page.at + 4096 + 64 };
+    let mut scene = Scene {
+        queue,
+        header,
+        data: page.at,
+        status: page.at + 4096 + 64,
+    };
+    let status = scene.status;
+    cpu::write8(status, 0xee);
     case(&mut scene);
-    // Long enough for a worker to do whatever it will.
-    let answered = time::until(time::millis(30), || {
-        device.needs_reset() || device.queues[0].as_ref().is_some_and(|q| q.used_index() != 0)
+    let answered = time::until(time::seconds(2), || {
+        device.needs_reset()
+            || device.queues[0]
+                .as_ref()
+                .is_some_and(|q| q.used_index() != 0)
     });
-    let _ = answered;
-    test.check(guard.bytes().iter().all(|&b| b == 0x77), "memory that no descriptor names was written");
+    if !answered {
+        test.fail(format_args!(
+            "{name}: neither a used element nor DEVICE_NEEDS_RESET within 2 s"
+        ));
+    }
+    if !name.ends_with('?') && cpu::read8(status) == 0 {
+        test.fail(format_args!("{name}: the request succeeds"));
+    }
+    // A worker may still be at it.
+    time::pause(time::millis(5));
+    test.check(
+        guard.bytes().iter().all(|&b| b == 0x77),
+        "memory that no descriptor names was written",
+    );
     if !transport.reset() {
         return test.fail(format_args!("{name}: the device cannot be reset"));
     }
@@ -319,11 +397,17 @@ fn addresses(test: &mut Test, transport: Transport) {
             transport.enable();
             negotiated.go();
             let at = transport.notify_at(0);
-            if at.is_mmio { cpu::write32(at.address, 0) } else { cpu::write16(at.address, 0) }
+            if at.is_mmio {
+                cpu::write32(at.address, 0)
+            } else {
+                cpu::write16(at.address, 0)
+            }
             time::pause(time::millis(5));
         }
         if !transport.reset() {
-            test.fail(format_args!("rings at {desc:#x}, {driver:#x}, {device:#x}: the device cannot be reset"));
+            test.fail(format_args!(
+                "rings at {desc:#x}, {driver:#x}, {device:#x}: the device cannot be reset"
+            ));
         }
         mem::release(mark);
     }
@@ -341,18 +425,62 @@ pub fn all_devices(test: &mut Test) {
         for variant in 0..6 {
             let mark = mem::mark();
             let Ok(mut device) = Device::start(transport, Setup::polled(16)) else {
-                test.fail(format_args!("device {} at {:#x} does not start", transport.kind(), transport.place()));
+                test.fail(format_args!(
+                    "device {} at {:#x} does not start",
+                    transport.kind(),
+                    transport.place()
+                ));
                 break;
             };
             let page = Buffer::new(4096);
             for queue in device.queues.iter_mut().flatten() {
                 let (head, desc) = match variant {
-                    0 => (0, Desc { address: page.at, len: 64, flags: NEXT, next: 0 }),
-                    1 => (0, Desc { address: NOWHERE, len: 64, flags: WRITE, next: 0 }),
+                    0 => (
+                        0,
+                        Desc {
+                            address: page.at,
+                            len: 64,
+                            flags: NEXT,
+                            next: 0,
+                        },
+                    ),
+                    1 => (
+                        0,
+                        Desc {
+                            address: NOWHERE,
+                            len: 64,
+                            flags: WRITE,
+                            next: 0,
+                        },
+                    ),
                     2 => (queue.size, Desc::default()),
-                    3 => (0, Desc { address: NOWHERE, len: 160, flags: INDIRECT, next: 0 }),
-                    4 => (0, Desc { address: page.at, len: u32::MAX, flags: 0, next: 0 }),
-                    _ => (0, Desc { address: page.at, len: 0, flags: 0, next: 0 }),
+                    3 => (
+                        0,
+                        Desc {
+                            address: NOWHERE,
+                            len: 160,
+                            flags: INDIRECT,
+                            next: 0,
+                        },
+                    ),
+                    4 => (
+                        0,
+                        Desc {
+                            address: page.at,
+                            len: u32::MAX,
+                            flags: 0,
+                            next: 0,
+                        },
+                    ),
+                    _ => (
+                        0,
+                        Desc {
+                            address: page.at,
+                            len: 0,
+                            flags: 0,
+                            next: 0,
+                        },
+                    ),
                 };
                 queue.set_desc(0, desc);
                 queue.put_head(head);
@@ -361,7 +489,11 @@ pub fn all_devices(test: &mut Test) {
             }
             time::pause(time::millis(5));
             if !transport.reset() {
-                test.fail(format_args!("device {} at {:#x}, case {variant}: cannot be reset", transport.kind(), transport.place()));
+                test.fail(format_args!(
+                    "device {} at {:#x}, case {variant}: cannot be reset",
+                    transport.kind(),
+                    transport.place()
+                ));
             }
             mem::release(mark);
         }

@@ -39,7 +39,10 @@ pub fn basic(test: &mut Test) {
         if device.has(MULTIPORT) {
             let ports = read32(transport.config() + 4);
             test.check(ports >= 1, "max_nr_ports is 0");
-            test.check(u32::from(transport.queues()) >= 2 * (ports.min(7) + 1), "fewer queues than the ports need");
+            test.check(
+                u32::from(transport.queues()) >= 2 * (ports.min(7) + 1),
+                "fewer queues than the ports need",
+            );
             control(test, &mut device);
         }
         let buffer = Buffer::new(4096);
@@ -52,8 +55,14 @@ pub fn basic(test: &mut Test) {
             let text = b"payload: port ?\r\n";
             buffer.bytes()[..text.len()].copy_from_slice(text);
             buffer.bytes()[14] = b'0' + port as u8;
-            let sent = device.queue(transmit).request(&[reads(buffer.at, 5), reads(buffer.at + 5, text.len() as u32 - 5)]);
-            test.check(sent == Some(0), "a transmit buffer does not come back with 0 bytes written");
+            let sent = device.queue(transmit).request(&[
+                reads(buffer.at, 5),
+                reads(buffer.at + 5, text.len() as u32 - 5),
+            ]);
+            test.check(
+                sent == Some(0),
+                "a transmit buffer does not come back with 0 bytes written",
+            );
         }
         if cmdline::value("console") == Some("echo") {
             echo(test, &mut device);
@@ -72,7 +81,9 @@ fn control(test: &mut Test, device: &mut Device) {
     let inbox = Buffer::new(4096);
     let outbox = Buffer::new(4096);
     for i in 0..16 {
-        device.queue(2).put(&[writes(inbox.at + EACH * i, EACH as u32)]);
+        device
+            .queue(2)
+            .put(&[writes(inbox.at + EACH * i, EACH as u32)]);
     }
     device.queue(2).kick();
     let send = |device: &mut Device, id: u32, event: u16, value: u16| {
@@ -82,12 +93,18 @@ fn control(test: &mut Test, device: &mut Device) {
         bytes[6..8].copy_from_slice(&value.to_le_bytes());
         device.queue(3).request(&[reads(outbox.at, 8)])
     };
-    test.check(send(device, 0, event::DEVICE_READY, 1).is_some(), "DEVICE_READY is not taken");
+    test.check(
+        send(device, 0, event::DEVICE_READY, 1).is_some(),
+        "DEVICE_READY is not taken",
+    );
     let (mut added, mut opened) = (0_u32, 0_u32);
     // A queue's heads here are the buffers' numbers: requests of one part, none given back.
     while let Some((head, len)) = device.queue(2).wait(time::millis(200)) {
         let at = usize::from(head) * EACH as usize;
-        let message = inbox.bytes().get(at..at + (len as usize).min(EACH as usize)).unwrap_or(&[]);
+        let message = inbox
+            .bytes()
+            .get(at..at + (len as usize).min(EACH as usize))
+            .unwrap_or(&[]);
         if message.len() < 8 {
             test.fail(format_args!("a control message of {} bytes", message.len()));
             continue;
@@ -103,7 +120,10 @@ fn control(test: &mut Test, device: &mut Device) {
             event::PORT_OPEN => opened += 1,
             event::PORT_NAME => {
                 let name = core::str::from_utf8(&message[8..]).unwrap_or("(not text)");
-                test.note(format_args!("port {id} is called {}", name.trim_end_matches('\0')));
+                test.note(format_args!(
+                    "port {id} is called {}",
+                    name.trim_end_matches('\0')
+                ));
             }
             other => test.fail(format_args!("unknown control event {other}")),
         }
@@ -113,8 +133,14 @@ fn control(test: &mut Test, device: &mut Device) {
     // Wild messages: unknown ports and events, and a short one.
     send(device, 0xffff_fff0, event::PORT_READY, 1);
     send(device, 0, 0x7777, 0xffff);
-    test.check(device.queue(3).request(&[reads(outbox.at, 3)]).is_some(), "a short control message is not taken");
-    test.check(!device.needs_reset(), "the device needs a reset after wild control messages");
+    test.check(
+        device.queue(3).request(&[reads(outbox.at, 3)]).is_some(),
+        "a short control message is not taken",
+    );
+    test.check(
+        !device.needs_reset(),
+        "the device needs a reset after wild control messages",
+    );
 }
 
 fn echo(test: &mut Test, device: &mut Device) {

@@ -80,7 +80,12 @@ pub struct Setup {
 impl Setup {
     /// Polled queues of the greatest size, with indirect descriptors and event indices.
     pub const fn polled(queues: u16) -> Self {
-        Self { features: u64::MAX, queues, size: 0, interrupts: Interrupts::Polled }
+        Self {
+            features: u64::MAX,
+            queues,
+            size: 0,
+            interrupts: Interrupts::Polled,
+        }
     }
 
     /// The same with another queue size.
@@ -141,7 +146,11 @@ impl Device {
         } else if let Some(msix) = transport.msix() {
             msix.control(false, false);
         }
-        Ok(Self { transport, features, queues: [const { None }; 16] })
+        Ok(Self {
+            transport,
+            features,
+            queues: [const { None }; 16],
+        })
     }
 
     /// Sets up one queue.
@@ -150,7 +159,11 @@ impl Device {
         if max == 0 {
             return Ok(());
         }
-        let size = if setup.size == 0 { max } else { setup.size.min(max) };
+        let size = if setup.size == 0 {
+            max
+        } else {
+            setup.size.min(max)
+        };
         let mut queue = Queue::new(index, size, self.features);
         let vector = (setup.interrupts == Interrupts::Msix).then(|| {
             let vectors = self.transport.msix().map_or(1, |m| m.vectors);
@@ -209,7 +222,10 @@ pub struct Buffer {
 impl Buffer {
     /// Zeroed memory.
     pub fn new(len: usize) -> Self {
-        Self { at: mem::alloc(len as u64, 4096) as u64, len }
+        Self {
+            at: mem::alloc(len as u64, 4096) as u64,
+            len,
+        }
     }
 
     /// The bytes as they are now.

@@ -31,12 +31,20 @@ pub struct Part {
 
 /// A piece that the device reads.
 pub const fn reads(at: u64, len: u32) -> Part {
-    Part { at, len, write: false }
+    Part {
+        at,
+        len,
+        write: false,
+    }
 }
 
 /// A piece that the device writes.
 pub const fn writes(at: u64, len: u32) -> Part {
-    Part { at, len, write: true }
+    Part {
+        at,
+        len,
+        write: true,
+    }
 }
 
 /// A queue in guest memory.
@@ -83,10 +91,20 @@ impl Queue {
             next_avail: 0,
             notified: 0,
             next_used: 0,
-            tables: if indirect { mem::alloc(16 * TABLE_ENTRIES * entries, 64) as u64 } else { 0 },
+            tables: if indirect {
+                mem::alloc(16 * TABLE_ENTRIES * entries, 64) as u64
+            } else {
+                0
+            },
         };
         for i in 0..size {
-            queue.set_desc(i, Desc { next: i.wrapping_add(1), ..Desc::default() });
+            queue.set_desc(
+                i,
+                Desc {
+                    next: i.wrapping_add(1),
+                    ..Desc::default()
+                },
+            );
         }
         queue
     }
@@ -122,7 +140,15 @@ impl Queue {
             self.free = self.get_desc(head).next;
             self.free_count -= 1;
             let len = 16 * parts.len() as u32;
-            self.set_desc(head, Desc { address: table, len, flags: INDIRECT, next: 0 });
+            self.set_desc(
+                head,
+                Desc {
+                    address: table,
+                    len,
+                    flags: INDIRECT,
+                    next: 0,
+                },
+            );
         } else {
             if usize::from(self.free_count) < parts.len() {
                 return None;
@@ -175,7 +201,8 @@ impl Queue {
         let wanted = if self.event_idx {
             let event = shared_read((self.used + 4 + 8 * u64::from(self.size)) as *const u16);
             // virtio 1.2, 2.7.10: notify if the event index lies in what is new.
-            self.next_avail.wrapping_sub(event).wrapping_sub(1) < self.next_avail.wrapping_sub(self.notified)
+            self.next_avail.wrapping_sub(event).wrapping_sub(1)
+                < self.next_avail.wrapping_sub(self.notified)
         } else {
             shared_read(self.used as *const u16) & 1 == 0
         };
@@ -226,7 +253,14 @@ impl Queue {
             count += 1;
         }
         let last = self.get_desc(at);
-        self.set_desc(at, Desc { next: self.free, flags: 0, ..last });
+        self.set_desc(
+            at,
+            Desc {
+                next: self.free,
+                flags: 0,
+                ..last
+            },
+        );
         self.free = head;
         self.free_count += count;
     }
@@ -258,7 +292,10 @@ impl Queue {
         if self.event_idx {
             // An event index just behind: reached after 65 535 more elements at the earliest.
             let behind = self.next_used.wrapping_sub(1);
-            shared_write((self.avail + 4 + 2 * u64::from(self.size)) as *mut u16, behind);
+            shared_write(
+                (self.avail + 4 + 2 * u64::from(self.size)) as *mut u16,
+                behind,
+            );
         } else {
             shared_write(self.avail as *mut u16, 1);
         }
@@ -269,7 +306,10 @@ impl Queue {
     pub fn ask_interrupt(&mut self, count: u16) {
         if self.event_idx {
             let event = self.next_used.wrapping_add(count - 1);
-            shared_write((self.avail + 4 + 2 * u64::from(self.size)) as *mut u16, event);
+            shared_write(
+                (self.avail + 4 + 2 * u64::from(self.size)) as *mut u16,
+                event,
+            );
         } else {
             shared_write(self.avail as *mut u16, 0);
         }

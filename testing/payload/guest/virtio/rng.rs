@@ -25,16 +25,32 @@ pub fn basic(test: &mut Test) {
                 break;
             };
             test.check(written > 0, "nothing was written");
-            if test.check(written as usize <= len, "more was written than there is room") && len >= 64 {
+            if test.check(
+                written as usize <= len,
+                "more was written than there is room",
+            ) && len >= 64
+            {
                 let bytes = &buffer.bytes()[..written as usize];
-                test.check(bytes.iter().any(|&b| b != bytes[0]), "all bytes are the same");
+                test.check(
+                    bytes.iter().any(|&b| b != bytes[0]),
+                    "all bytes are the same",
+                );
                 ones += bytes.iter().map(|b| u64::from(b.count_ones())).sum::<u64>();
                 bits += 8 * bytes.len() as u64;
             }
-            test.check(buffer.bytes()[len.min(buffer.len - 1)..].iter().skip(1).all(|&b| b == 0), "memory past the buffer was written");
+            test.check(
+                buffer.bytes()[len.min(buffer.len - 1)..]
+                    .iter()
+                    .skip(1)
+                    .all(|&b| b == 0),
+                "memory past the buffer was written",
+            );
         }
         // 40 to 60 percent: far outside what chance allows for this many bits.
-        test.check(bits == 0 || (ones * 10 > bits * 4 && ones * 10 < bits * 6), "ones and zeros are out of balance");
+        test.check(
+            bits == 0 || (ones * 10 > bits * 4 && ones * 10 < bits * 6),
+            "ones and zeros are out of balance",
+        );
         transport.reset();
         mem::release(mark);
     }

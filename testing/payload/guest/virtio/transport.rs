@@ -198,7 +198,11 @@ impl Transport {
             Self::Mmio(d) => d.base,
         };
         let offsets = match self {
-            Self::Pci(_) => [common::QUEUE_DESC, common::QUEUE_DRIVER, common::QUEUE_DEVICE],
+            Self::Pci(_) => [
+                common::QUEUE_DESC,
+                common::QUEUE_DRIVER,
+                common::QUEUE_DEVICE,
+            ],
             Self::Mmio(_) => [mmio::QUEUE_DESC, mmio::QUEUE_DRIVER, mmio::QUEUE_DEVICE],
         };
         for (offset, address) in offsets.into_iter().zip([desc, driver, device]) {
@@ -256,9 +260,15 @@ impl Transport {
                 write16(d.common + common::QUEUE_SELECT, index);
                 let off = read16(d.common + common::QUEUE_NOTIFY_OFF);
                 let address = d.notify + u64::from(off) * u64::from(d.notify_multiplier);
-                NotifyAt { address, is_mmio: false }
+                NotifyAt {
+                    address,
+                    is_mmio: false,
+                }
             }
-            Self::Mmio(d) => NotifyAt { address: d.base + mmio::QUEUE_NOTIFY, is_mmio: true },
+            Self::Mmio(d) => NotifyAt {
+                address: d.base + mmio::QUEUE_NOTIFY,
+                is_mmio: true,
+            },
         }
     }
 
@@ -302,7 +312,9 @@ impl Transport {
             Self::Pci(d) => {
                 let line = d.function.read8(pci::header::LINE);
                 let pin = d.function.read8(pci::header::PIN);
-                let line = cmdline::value("intx").and_then(cmdline::number).map_or(line, |n| n as u8);
+                let line = cmdline::value("intx")
+                    .and_then(cmdline::number)
+                    .map_or(line, |n| n as u8);
                 (pin != 0 && line != 0 && line != 0xff).then_some(line.into())
             }
             Self::Mmio(d) => Some(d.gsi),
@@ -371,7 +383,9 @@ pub fn open(function: Function) -> Option<PciDevice> {
         if bar > 5 {
             continue;
         }
-        let Some((base, _)) = function.map_bar(bar) else { continue };
+        let Some((base, _)) = function.map_bar(bar) else {
+            continue;
+        };
         let address = base + u64::from(function.read32(at + 8));
         let len = function.read32(at + 12);
         match function.read8(at + 3) {

@@ -30,7 +30,10 @@ pub fn registers(test: &mut Test) {
                 odd_accesses(test, d.base, d.len.min(0x200));
             }
         }
-        test.check(transport.reset(), "status does not become 0 after odd accesses");
+        test.check(
+            transport.reset(),
+            "status does not become 0 after odd accesses",
+        );
         frozen(test, transport);
         transport.reset();
         mem::release(mark);
@@ -44,9 +47,19 @@ fn one(test: &mut Test, transport: Transport) {
     let kind = transport.kind();
     // Word selectors past the second read as zero.
     for select in [2, 3, 0xffff_ffff] {
-        test.eq_at("feature word", select.into(), transport.feature_word(select), 0_u32);
+        test.eq_at(
+            "feature word",
+            select.into(),
+            transport.feature_word(select),
+            0_u32,
+        );
     }
-    test.eq_at("VERSION_1 of device", kind.into(), transport.features() >> 32 & 1, 1_u32);
+    test.eq_at(
+        "VERSION_1 of device",
+        kind.into(),
+        transport.features() >> 32 & 1,
+        1_u32,
+    );
     let queues = transport.queues();
     test.check(queues > 0, "no queues");
     for index in 0..queues {
@@ -56,11 +69,19 @@ fn one(test: &mut Test, transport: Transport) {
     }
     // Queues that do not exist have size 0, and writes to them change nothing.
     for index in [queues, queues + 1, 0x7fff, 0xffff] {
-        test.eq_at("size of absent queue", index.into(), transport.select(index), 0_u16);
+        test.eq_at(
+            "size of absent queue",
+            index.into(),
+            transport.select(index),
+            0_u16,
+        );
         transport.set_size(64);
         transport.set_addresses(0x1000, 0x2000, 0x3000);
         transport.enable();
-        test.check(!transport.is_enabled(), "a queue that does not exist can be enabled");
+        test.check(
+            !transport.is_enabled(),
+            "a queue that does not exist can be enabled",
+        );
     }
     // Status bits stay as written until reset.
     for bits in [status::ACKNOWLEDGE, status::ACKNOWLEDGE | status::DRIVER] {
@@ -71,7 +92,11 @@ fn one(test: &mut Test, transport: Transport) {
     // A notification before DRIVER_OK, and one for a queue that does not exist, are ignored.
     let at = transport.notify_at(0);
     for index in [0_u16, queues, 0xffff] {
-        if at.is_mmio { write32(at.address, index.into()) } else { write16(at.address, index) }
+        if at.is_mmio {
+            write32(at.address, index.into())
+        } else {
+            write16(at.address, index)
+        }
     }
     test.eq("status after early notifications", transport.status(), 0_u8);
 }
@@ -79,7 +104,11 @@ fn one(test: &mut Test, transport: Transport) {
 /// After DRIVER_OK the driver cannot change a queue's size or addresses.
 fn frozen(test: &mut Test, transport: Transport) {
     if Device::start(transport, Setup::polled(1)).is_err() {
-        return test.fail(format_args!("device {} at {:#x} does not start", transport.kind(), transport.place()));
+        return test.fail(format_args!(
+            "device {} at {:#x} does not start",
+            transport.kind(),
+            transport.place()
+        ));
     }
     let before = transport.select(0);
     for size in [0, 3, 1, 0x8000, 0xffff] {
@@ -87,18 +116,34 @@ fn frozen(test: &mut Test, transport: Transport) {
     }
     transport.set_addresses(0xffff_0000, 0xffff_1000, 0xffff_2000);
     if let Transport::Pci(d) = transport {
-        test.eq("queue size after writes to a running device", transport.select(0), before);
+        test.eq(
+            "queue size after writes to a running device",
+            transport.select(0),
+            before,
+        );
         let address = read32(d.common + common::QUEUE_DESC);
-        test.check(address != 0xffff_0000, "queue address can be changed while running");
+        test.check(
+            address != 0xffff_0000,
+            "queue address can be changed while running",
+        );
         // Enabling is one-way: a driver cannot write 0 (virtio 1.2, 4.1.4.3.2).
         write16(d.common + common::QUEUE_ENABLE, 0);
-        test.check(transport.is_enabled(), "queue can be disabled without reset");
+        test.check(
+            transport.is_enabled(),
+            "queue can be disabled without reset",
+        );
     }
-    test.eq("status of a running device", transport.status() & status::DRIVER_OK, status::DRIVER_OK);
+    test.eq(
+        "status of a running device",
+        transport.status() & status::DRIVER_OK,
+        status::DRIVER_OK,
+    );
 }
 
 fn mmio_identity(test: &mut Test, transport: Transport) {
-    let Transport::Mmio(d) = transport else { return };
+    let Transport::Mmio(d) = transport else {
+        return;
+    };
     test.eq("magic", read32(d.base + mmio::MAGIC), 0x7472_6976_u32);
     test.eq("version", read32(d.base + mmio::VERSION), 2_u32);
     // Read-only registers ignore writes.
@@ -117,29 +162,60 @@ fn pci_structures(test: &mut Test, transport: Transport) {
     for (id, at) in f.capabilities().filter(|&(id, _)| id == 0x09) {
         let len = f.read8(at + 2);
         let kind = f.read8(at + 3);
-        test.check(len >= 16 || kind == 9, "a virtio capability is shorter than 16 bytes");
+        test.check(
+            len >= 16 || kind == 9,
+            "a virtio capability is shorter than 16 bytes",
+        );
         seen |= 1 << (kind & 31);
         let _ = id;
         if (1..=4).contains(&kind) {
             let bar = f.bar(f.read8(at + 4));
             let end = u64::from(f.read32(at + 8)) + u64::from(f.read32(at + 12));
             test.check(end <= bar.size, "a structure runs past its BAR");
-            test.eq_at("alignment of structure", kind.into(), f.read32(at + 8) & if kind == 3 { 0 } else { 3 }, 0_u32);
+            test.eq_at(
+                "alignment of structure",
+                kind.into(),
+                f.read32(at + 8) & if kind == 3 { 0 } else { 3 },
+                0_u32,
+            );
         }
     }
     for kind in [1, 2, 3, 5] {
-        test.check(seen & 1 << kind != 0, "a required virtio capability is missing");
+        test.check(
+            seen & 1 << kind != 0,
+            "a required virtio capability is missing",
+        );
     }
     // The window through configuration space (virtio 1.2, 4.1.4.9) shows the same registers.
-    if let Some((_, at)) = f.capabilities().find(|&(id, at)| id == 0x09 && f.read8(at + 3) == 5) {
-        let common_at = f.capabilities().find(|&(id, at)| id == 0x09 && f.read8(at + 3) == 1).map(|(_, at)| at);
+    if let Some((_, at)) = f
+        .capabilities()
+        .find(|&(id, at)| id == 0x09 && f.read8(at + 3) == 5)
+    {
+        let common_at = f
+            .capabilities()
+            .find(|&(id, at)| id == 0x09 && f.read8(at + 3) == 1)
+            .map(|(_, at)| at);
         if let Some(common_at) = common_at {
             f.write(at + 4, 1, f.read(common_at + 4, 1));
             f.write32(at + 8, f.read32(common_at + 8) + common::QUEUES as u32);
             f.write32(at + 12, 2);
-            test.eq("queues through the configuration window", f.read16(at + 16), transport.queues());
+            test.eq(
+                "queues through the configuration window",
+                f.read16(at + 16),
+                transport.queues(),
+            );
             // Wild windows answer with anything but harm.
-            for (bar, offset, len) in [(7, 0, 4), (0, u32::MAX, 4), (0, 0xffff_fffc, 8), (5, 0, 4), (0xff, 0, 1), (0, 0, 0), (0, 1, 4), (0, 0, 3), (0, 0, 0xffff_ffff)] {
+            for (bar, offset, len) in [
+                (7, 0, 4),
+                (0, u32::MAX, 4),
+                (0, 0xffff_fffc, 8),
+                (5, 0, 4),
+                (0xff, 0, 1),
+                (0, 0, 0),
+                (0, 1, 4),
+                (0, 0, 3),
+                (0, 0, 0xffff_ffff),
+            ] {
                 f.write(at + 4, 1, bar);
                 f.write32(at + 8, offset);
                 f.write32(at + 12, len);
@@ -155,7 +231,12 @@ fn pci_structures(test: &mut Test, transport: Transport) {
                 continue;
             }
             write16(d.common + common::CONFIG_VECTOR, vector);
-            test.eq_at("configuration vector", vector.into(), read16(d.common + common::CONFIG_VECTOR), 0xffff_u16);
+            test.eq_at(
+                "configuration vector",
+                vector.into(),
+                read16(d.common + common::CONFIG_VECTOR),
+                0xffff_u16,
+            );
         }
         write16(d.common + common::CONFIG_VECTOR, 0xffff);
     }
@@ -171,7 +252,10 @@ fn odd_accesses(test: &mut Test, base: u64, len: u64) {
     for offset in 0..len.min(512) {
         for width in [1, 2, 4, 8] {
             let value = cpu::read(base + offset, width);
-            if !test.check(value <= ones(width), "a read returns more bits than its width") {
+            if !test.check(
+                value <= ones(width),
+                "a read returns more bits than its width",
+            ) {
                 return;
             }
         }

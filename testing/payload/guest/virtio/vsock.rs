@@ -61,7 +61,12 @@ impl Socket {
         if data_len == 0 {
             queue.request(&[reads(at, HEADER as u32)]).is_some()
         } else {
-            queue.request(&[reads(at, HEADER as u32), reads(at + HEADER as u64, data_len as u32)]).is_some()
+            queue
+                .request(&[
+                    reads(at, HEADER as u32),
+                    reads(at + HEADER as u64, data_len as u32),
+                ])
+                .is_some()
         }
     }
 
@@ -106,7 +111,10 @@ pub fn basic(test: &mut Test) {
     match Device::start(transport, Setup::polled(3)) {
         Ok(device) => {
             let cid = transport.config64(0);
-            test.check(cid > 2 && cid < u64::from(u32::MAX), "guest CID is reserved");
+            test.check(
+                cid > 2 && cid < u64::from(u32::MAX),
+                "guest CID is reserved",
+            );
             if let Some(want) = cmdline::value("vsock_cid").and_then(cmdline::number) {
                 test.eq("guest CID", cid, want);
             }
@@ -136,7 +144,10 @@ pub fn basic(test: &mut Test) {
 fn connection(test: &mut Test, socket: &mut Socket) {
     let refused = cmdline::value("vsock") == Some("refused");
     let port = socket.port;
-    test.check(socket.send(op::REQUEST, port, 0, 0), "a connection request is not taken");
+    test.check(
+        socket.send(op::REQUEST, port, 0, 0),
+        "a connection request is not taken",
+    );
     let Some((answer, at)) = socket.receive(time::seconds(5)) else {
         return test.fail(format_args!("no answer to a connection request"));
     };
@@ -154,12 +165,17 @@ fn connection(test: &mut Test, socket: &mut Socket) {
     let mut wrong = 0;
     while socket.received < total {
         let in_flight = sent.wrapping_sub(peer_taken);
-        let len = (total - sent).min(4096).min(peer_room.saturating_sub(in_flight));
+        let len = (total - sent)
+            .min(4096)
+            .min(peer_room.saturating_sub(in_flight));
         if len > 0 {
             for i in 0..len {
                 socket.out.bytes()[HEADER + i as usize] = pattern(sent + i);
             }
-            if !test.check(socket.send(op::RW, port, len as usize, 0), "data is not taken") {
+            if !test.check(
+                socket.send(op::RW, port, len as usize, 0),
+                "data is not taken",
+            ) {
                 return;
             }
             sent += len;
@@ -169,13 +185,17 @@ fn connection(test: &mut Test, socket: &mut Socket) {
             if len > 0 {
                 continue;
             }
-            return test.fail(format_args!("nothing comes after {} of {total} bytes ({sent} sent)", socket.received));
+            return test.fail(format_args!(
+                "nothing comes after {} of {total} bytes ({sent} sent)",
+                socket.received
+            ));
         };
         (peer_room, peer_taken) = (packet.buf_alloc, packet.fwd_cnt);
         match packet.op {
             op::RW => {
                 for i in 0..packet.len.min(INBOX_EACH as u32 - HEADER as u32) {
-                    let byte = crate::cpu::shared_read((at + HEADER as u64 + u64::from(i)) as *const u8);
+                    let byte =
+                        crate::cpu::shared_read((at + HEADER as u64 + u64::from(i)) as *const u8);
                     wrong += u32::from(byte != pattern(socket.received + i));
                 }
                 socket.received = socket.received.wrapping_add(packet.len);
@@ -184,7 +204,12 @@ fn connection(test: &mut Test, socket: &mut Socket) {
                 socket.send(op::CREDIT_UPDATE, port, 0, 0);
             }
             op::CREDIT_UPDATE => {}
-            other => return test.fail(format_args!("operation {other} after {} bytes", socket.received)),
+            other => {
+                return test.fail(format_args!(
+                    "operation {other} after {} bytes",
+                    socket.received
+                ));
+            }
         }
         socket.give_back(at);
         if socket.received - last_update > ROOM / 4 {
@@ -193,7 +218,10 @@ fn connection(test: &mut Test, socket: &mut Socket) {
         }
     }
     test.eq("bytes that came back wrong", wrong, 0_u32);
-    test.check(socket.send(op::SHUTDOWN, port, 0, 3), "a shutdown is not taken");
+    test.check(
+        socket.send(op::SHUTDOWN, port, 0, 3),
+        "a shutdown is not taken",
+    );
     let mut closed = false;
     while let Some((packet, at)) = socket.receive(time::seconds(3)) {
         socket.give_back(at);
@@ -212,24 +240,49 @@ fn pattern(at: u32) -> u8 {
 /// Packets that no connection fits, and packets that break the format, are taken and do no harm.
 fn wild(test: &mut Test, socket: &mut Socket) {
     let port = socket.port;
-    for op in [op::RW, op::RESPONSE, op::SHUTDOWN, op::CREDIT_UPDATE, op::RST, 0, 99, 0xffff] {
+    for op in [
+        op::RW,
+        op::RESPONSE,
+        op::SHUTDOWN,
+        op::CREDIT_UPDATE,
+        op::RST,
+        0,
+        99,
+        0xffff,
+    ] {
         if !socket.send(op, port.wrapping_add(77), 0, 0) {
-            return test.fail(format_args!("a stray packet with operation {op} does not come back"));
+            return test.fail(format_args!(
+                "a stray packet with operation {op} does not come back"
+            ));
         }
     }
     // A header that promises more data than there is, less, and one cut short.
-    for (promised, given) in [(0xffff_ffff_u32, 0_u32), (100, 10), (10, 100), (65537, 4096)] {
+    for (promised, given) in [
+        (0xffff_ffff_u32, 0_u32),
+        (100, 10),
+        (10, 100),
+        (65537, 4096),
+    ] {
         socket.send(op::RST, port, 0, 0);
         socket.out.bytes()[24..28].copy_from_slice(&promised.to_le_bytes());
         socket.out.bytes()[30..32].copy_from_slice(&op::RW.to_le_bytes());
         let at = socket.out.at;
-        let taken = socket.device.queue(1).request(&[reads(at, HEADER as u32), reads(at + HEADER as u64, given)]);
-        test.check(taken.is_some() || socket.device.needs_reset(), "a packet with a wrong length does not come back");
+        let taken = socket
+            .device
+            .queue(1)
+            .request(&[reads(at, HEADER as u32), reads(at + HEADER as u64, given)]);
+        test.check(
+            taken.is_some() || socket.device.needs_reset(),
+            "a packet with a wrong length does not come back",
+        );
     }
     for len in [0, 1, 43] {
         let at = socket.out.at;
         let taken = socket.device.queue(1).request(&[reads(at, len)]);
-        test.check(taken.is_some() || socket.device.needs_reset(), "a packet shorter than its header does not come back");
+        test.check(
+            taken.is_some() || socket.device.needs_reset(),
+            "a packet shorter than its header does not come back",
+        );
         if socket.device.needs_reset() {
             break;
         }

@@ -1,8 +1,9 @@
 //! BARs: sizing, moving, decoding, doorbells.
 
-use super::probe::{Bench, HIGH, MEMORY, PORTS, TABLE, demand, placement};
+use super::probe::{Bench, HIGH, MEMORY, PIN, PORTS, TABLE, demand, placement};
 use crate::{BuildError, Function};
-use nyx_device::{BarSpace, Bdf, Space};
+use nyx_device::{BarSpace, Bdf, FaultPort, FunctionDemand, PciPort, Placement, Space};
+use std::sync::Arc;
 
 const MASTER: u16 = 4;
 
@@ -31,7 +32,7 @@ fn planned_addresses_decode_from_power_on() {
 fn without_decoding_nothing_is_mapped_until_the_guest_says_so() {
     let bench = Bench::default();
     let (function, ..) = bench.function(&placement());
-    let faults = nyx_device::FaultPort::new("f".into(), bench.faults.clone());
+    let faults = FaultPort::new("f".into(), bench.faults.clone());
     let slot = function.decoding(false).plug(faults);
     assert_eq!(bench.mapped(), [0; 0]);
     slot.with(|f| f.config_write(4, &[2, 0]));
@@ -140,7 +141,7 @@ fn a_refused_doorbell_is_an_ordinary_write() {
 fn an_occupied_address_is_refused_counted_and_tried_again() {
     let bench = Bench::default();
     let f = bench.plug(&placement());
-    let other = bench.plug(&nyx_device::Placement {
+    let other = bench.plug(&Placement {
         bdf: Some(Bdf::new(4, 0)),
         bars: [(0, 0xd000_0000)].into(),
         ..placement()
@@ -149,10 +150,18 @@ fn an_occupied_address_is_refused_counted_and_tried_again() {
     assert_eq!(f.with(|f| f.refused_mappings()), 1);
     assert_eq!(bench.mapped(), [0xd000_0000, TABLE, HIGH]);
     assert_eq!(f.read(0x10), 0xd000_0000);
-    assert_eq!(bench.read32(HIGH + 4), 0xa2a2_a2a2, "the function still works");
+    assert_eq!(
+        bench.read32(HIGH + 4),
+        0xa2a2_a2a2,
+        "the function still works"
+    );
     other.command(0);
     f.command(3 | MASTER);
-    assert_eq!(bench.mapped(), [TABLE, HIGH], "a change of nothing that decodes maps nothing");
+    assert_eq!(
+        bench.mapped(),
+        [TABLE, HIGH],
+        "a change of nothing that decodes maps nothing"
+    );
     f.command(0);
     f.command(3);
     assert_eq!(bench.mapped(), [0xd000_0000, TABLE, HIGH]);
@@ -164,7 +173,7 @@ fn an_occupied_address_is_refused_counted_and_tried_again() {
 fn two_functions_can_trade_places_with_their_doorbells() {
     let bench = Bench::default();
     let a = bench.plug(&placement());
-    let b = bench.plug(&nyx_device::Placement {
+    let b = bench.plug(&Placement {
         bdf: Some(Bdf::new(4, 0)),
         bars: [(0, 0xd000_0000)].into(),
         ..placement()
@@ -178,7 +187,10 @@ fn two_functions_can_trade_places_with_their_doorbells() {
     assert_eq!(bench.read32(MEMORY + 4), 0xa0a0_a0a0);
     bench.write32(MEMORY + 4, 1);
     bench.write32(0xd000_0000 + 4, 1);
-    assert_eq!((a.heard.lock().writes.len(), b.heard.lock().writes.len()), (1, 1));
+    assert_eq!(
+        (a.heard.lock().writes.len(), b.heard.lock().writes.len()),
+        (1, 1)
+    );
     let mut bound = bench.bound();
     bound.sort_unstable();
     assert_eq!(bound, [0xd000_3000, MEMORY + 0x3000, HIGH + 0x10]);
@@ -209,42 +221,60 @@ fn a_sleeping_function_decodes_nothing_and_says_nothing() {
 fn a_function_that_leaves_takes_everything_with_it() {
     let bench = Bench::default();
     let f = bench.plug(&placement());
-    nyx_device::PciPort::set_intx(&*f.port, true);
-    assert!(bench.pins.is_high(super::probe::PIN));
-    let there = std::sync::Arc::downgrade(&f.slot);
+    f.port.set_intx(true);
+    assert!(bench.pins.is_high(PIN));
+    let there = Arc::downgrade(&f.slot);
     drop(f.slot);
-    assert!(there.upgrade().is_none(), "its windows do not keep it alive");
+    assert!(
+        there.upgrade().is_none(),
+        "its windows do not keep it alive"
+    );
     assert_eq!(bench.mapped(), [0; 0]);
     assert_eq!(bench.bound(), [0; 0]);
-    assert!(!bench.pins.is_high(super::probe::PIN));
+    assert!(!bench.pins.is_high(PIN));
     // A worker that has not heard yet.
-    nyx_device::PciPort::set_intx(&*f.port, true);
-    nyx_device::PciPort::fire(&*f.port, 0);
-    assert!(!bench.pins.is_high(super::probe::PIN));
+    f.port.set_intx(true);
+    f.port.fire(0);
+    assert!(!bench.pins.is_high(PIN));
     assert_eq!(bench.msis.take(), []);
 }
 
 #[test]
 fn impossible_plans_are_refused() {
-    let refused = |change: &dyn Fn(&mut nyx_device::Placement)| {
+    let refused = |change: &dyn Fn(&mut Placement)| {
         let bench = Bench::default();
         let mut placement = placement();
         let port = bench.port(&demand());
         change(&mut placement);
         let (probe, _) = bench.probe(port.clone());
-        Function::new(&placement, probe, port, bench.spaces.clone(), bench.bells.clone()).err()
+        Function::new(
+            &placement,
+            probe,
+            port,
+            bench.spaces.clone(),
+            bench.bells.clone(),
+        )
+        .err()
     };
     let bar = |index, reason| Some(BuildError::Bar { index, reason });
-    let pci = |p: &mut nyx_device::Placement| p.demand.pci.take().unwrap();
+    let pci = |p: &mut Placement| p.demand.pci.take().unwrap();
     assert_eq!(refused(&|_| ()), None);
     assert_eq!(refused(&|p| drop(pci(p))), Some(BuildError::NotPlanned));
     assert_eq!(refused(&|p| p.bdf = None), Some(BuildError::NotPlanned));
-    let change = |change: &dyn Fn(&mut nyx_device::FunctionDemand)| {
-        refused(&|p| change(p.demand.pci.as_mut().unwrap()))
-    };
-    assert_eq!(change(&|d| d.msix_vectors = 3), Some(BuildError::Vectors(3)));
-    assert_eq!(change(&|d| d.bars[0].len = 0x3000), bar(0, "impossible length"));
-    assert_eq!(change(&|d| d.bars[2].len = 512), bar(4, "impossible length"));
+    let change =
+        |change: &dyn Fn(&mut FunctionDemand)| refused(&|p| change(p.demand.pci.as_mut().unwrap()));
+    assert_eq!(
+        change(&|d| d.msix_vectors = 3),
+        Some(BuildError::Vectors(3))
+    );
+    assert_eq!(
+        change(&|d| d.bars[0].len = 0x3000),
+        bar(0, "impossible length")
+    );
+    assert_eq!(
+        change(&|d| d.bars[2].len = 512),
+        bar(4, "impossible length")
+    );
     assert_eq!(change(&|d| d.bars[1].index = 5), bar(5, "no such register"));
     assert_eq!(
         change(&|d| d.bars[0].index = 3),

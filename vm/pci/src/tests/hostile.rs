@@ -1,7 +1,7 @@
 //! Whatever a guest writes, and wherever, the function stays itself.
 
 use super::probe::{Bench, HIGH, MEMORY, PORTS, TABLE, placement};
-use nyx_device::{AnyUnit, PciPort};
+use nyx_device::{AnyUnit, PciPort, ResetKind};
 use nyx_state::PersistBlob;
 use nyx_testkit::Random;
 use proptest::prelude::*;
@@ -35,7 +35,7 @@ fn every_offset_and_width_is_answered() {
     for (offset, value) in READ_ONLY {
         assert_eq!(f.read(offset), value, "offset {offset:#x}");
     }
-    f.slot.reset(nyx_device::ResetKind::Cold);
+    f.slot.reset(ResetKind::Cold);
     assert_eq!(bench.mapped(), [MEMORY, TABLE, HIGH]);
     assert_eq!(bench.spaces.pio.windows()[0].0, PORTS);
     assert!(bench.faults.take().is_empty());

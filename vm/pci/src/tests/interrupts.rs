@@ -2,6 +2,8 @@
 
 use super::probe::{Bench, PIN, Plugged, TABLE, VECTORS, placement};
 use nyx_device::{Msi, PciPort};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 const ENABLE: u16 = 1 << 15;
 const MASK_ALL: u16 = 1 << 14;
@@ -27,7 +29,10 @@ fn program(bench: &Bench, vector: u64) {
 }
 
 fn message(vector: u32) -> Msi {
-    Msi { address: 0x1_fee0_0000, data: 0x4000 + vector }
+    Msi {
+        address: 0x1_fee0_0000,
+        data: 0x4000 + vector,
+    }
 }
 
 #[test]
@@ -50,8 +55,15 @@ fn a_programmed_vector_is_sent() {
     f.port.fire(2);
     f.port.fire(VECTORS - 1);
     f.port.fire(VECTORS);
-    assert_eq!(bench.msis.take(), [message(2), message(u32::from(VECTORS) - 1)]);
-    assert_eq!(bench.read32(TABLE + 32), 0xfee0_0000, "the address is aligned");
+    assert_eq!(
+        bench.msis.take(),
+        [message(2), message(u32::from(VECTORS) - 1)]
+    );
+    assert_eq!(
+        bench.read32(TABLE + 32),
+        0xfee0_0000,
+        "the address is aligned"
+    );
     assert_eq!(bench.read32(TABLE + 44), 0);
 }
 
@@ -88,7 +100,9 @@ fn function_mask_enable_and_bus_mastering_all_hold_back() {
         assert_eq!(bench.msis.take(), [message(1)]);
         assert_eq!(bench.read32(PENDING), 0);
     };
-    hold(&|| f.msix_control(ENABLE | MASK_ALL), &|| f.msix_control(ENABLE));
+    hold(&|| f.msix_control(ENABLE | MASK_ALL), &|| {
+        f.msix_control(ENABLE)
+    });
     hold(&|| f.msix_control(0), &|| f.msix_control(ENABLE));
     hold(&|| f.command(3), &|| f.command(7));
     assert!(f.port.msix_enabled());
@@ -106,7 +120,10 @@ fn only_aligned_words_change_the_table() {
     assert_eq!(f.slot.refused.get(), 4);
     assert_eq!(bench.read32(TABLE + 8), 0x4000);
     write(8, &[1, 2, 3, 4, 1, 0, 0, 0]);
-    assert_eq!((bench.read32(TABLE + 8), bench.read32(TABLE + 12)), (0x0403_0201, 1));
+    assert_eq!(
+        (bench.read32(TABLE + 8), bench.read32(TABLE + 12)),
+        (0x0403_0201, 1)
+    );
     let mut odd = [0; 7];
     bench.spaces.mmio.read(TABLE + 9, &mut odd);
     assert_eq!(odd, [2, 3, 4, 1, 0, 0, 0]);
@@ -137,4 +154,41 @@ fn the_pin_obeys_interrupt_disable_and_shows_in_the_status() {
     assert!(bench.pins.is_high(PIN));
     f.write16(f.capability(1) + 4, 3);
     assert!(!bench.pins.is_high(PIN));
+}
+
+#[test]
+fn a_vector_is_silent_once_it_is_masked_and_loses_nothing() {
+    let bench = Bench::default();
+    let f = armed(&bench);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut fired = 0;
+            while !stop.load(Ordering::Relaxed) {
+                f.port.fire(3);
+                fired += 1;
+            }
+            fired
+        });
+        for _ in 0..200 {
+            bench.write32(TABLE + 60, 1);
+            bench.msis.take();
+            thread::yield_now();
+            assert_eq!(bench.msis.take(), []);
+            f.msix_control(ENABLE | MASK_ALL);
+            bench.write32(TABLE + 60, 0);
+            bench.msis.take();
+            thread::yield_now();
+            assert_eq!(bench.msis.take(), []);
+            f.msix_control(ENABLE);
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert!(worker.join().unwrap() > 0);
+    });
+    bench.msis.take();
+    assert_eq!(
+        bench.read32(PENDING),
+        0,
+        "nothing stays behind an open gate"
+    );
 }

@@ -36,6 +36,7 @@ pub(super) struct Probe {
     port: Arc<Port>,
     heard: Arc<Mutex<Heard>>,
     kick: Arc<EventFd>,
+    pub(super) capabilities: Vec<Vec<u8>>,
     value: u32,
 }
 
@@ -52,15 +53,25 @@ impl Saved for SavedProbe {
 impl Registers for Probe {
     fn read(&mut self, at: Hit, data: &mut [u8]) -> AccessResult {
         match at {
-            Hit { region: RegionId(0), offset: 0 } if data.len() == 4 => {
+            Hit {
+                region: RegionId(0),
+                offset: 0,
+            } if data.len() == 4 => {
                 data.copy_from_slice(&self.value.to_le_bytes());
             }
+            Hit {
+                region: RegionId(0),
+                offset: 0x66,
+            } => panic!("the probe broke"),
             Hit { region, .. } => data.fill(0xa0 | region.0),
         }
         Ok(())
     }
     fn write(&mut self, at: Hit, data: &[u8]) -> AccessResult {
-        self.heard.lock().writes.push((at.region.0, at.offset, data.to_vec()));
+        self.heard
+            .lock()
+            .writes
+            .push((at.region.0, at.offset, data.to_vec()));
         if at == Hit::new(0, 0) {
             self.value = u32::from_le_bytes(data.try_into().map_err(|_| BadAccess::Width)?);
         }
@@ -107,14 +118,17 @@ impl Device for Probe {
 }
 impl PciHooks for Probe {
     fn vendor_capabilities(&self) -> Vec<Vec<u8>> {
-        vec![vec![0x11; 5], vec![0x22; 18]]
+        self.capabilities.clone()
     }
     fn read_capability(&mut self, index: usize, offset: usize, data: &mut [u8]) -> bool {
         data.fill(0x5a);
         index == 1 && offset >= 16
     }
     fn write_capability(&mut self, index: usize, offset: usize, data: &[u8]) -> bool {
-        self.heard.lock().capability.push((index, offset, data.to_vec()));
+        self.heard
+            .lock()
+            .capability
+            .push((index, offset, data.to_vec()));
         index == 1
     }
     fn bus_master(&mut self, on: bool) {
@@ -168,7 +182,12 @@ pub(super) struct Plugged {
 }
 
 pub(super) fn demand() -> FunctionDemand {
-    let bar = |index, len, space, prefetchable| BarDemand { index, len, space, prefetchable };
+    let bar = |index, len, space, prefetchable| BarDemand {
+        index,
+        len,
+        space,
+        prefetchable,
+    };
     FunctionDemand {
         vendor: 0x1234,
         device: 0x5678,
@@ -192,7 +211,10 @@ pub(super) fn placement() -> Placement {
     Placement {
         name: "pci/00:03.0".into(),
         kind: "probe".into(),
-        demand: Demand { pci: Some(demand()), ..Demand::default() },
+        demand: Demand {
+            pci: Some(demand()),
+            ..Demand::default()
+        },
         irqs: BTreeMap::from([("intx".into(), PIN)]),
         bdf: Some(Bdf::new(3, 0)),
         bars: BTreeMap::from([(0, MEMORY), (1, TABLE), (2, HIGH), (4, PORTS)]),
@@ -202,16 +224,33 @@ pub(super) fn placement() -> Placement {
 
 impl Bench {
     pub(super) fn port(&self, demand: &FunctionDemand) -> Arc<Port> {
-        Port::new(demand, Some(IrqLine::new(self.pins.clone(), PIN)), self.msis.clone())
+        Port::new(
+            demand,
+            Some(IrqLine::new(self.pins.clone(), PIN)),
+            self.msis.clone(),
+        )
     }
 
     pub(super) fn probe(&self, port: Arc<Port>) -> (Box<Probe>, Arc<Mutex<Heard>>) {
         let heard = Arc::<Mutex<Heard>>::default();
         let kick = Arc::new(EventFd::new().unwrap());
-        (Box::new(Probe { port, heard: heard.clone(), kick, value: 0 }), heard)
+        let capabilities = vec![vec![0x11; 5], vec![0x22; 18]];
+        (
+            Box::new(Probe {
+                port,
+                heard: heard.clone(),
+                kick,
+                capabilities,
+                value: 0,
+            }),
+            heard,
+        )
     }
 
-    pub(super) fn function(&self, placement: &Placement) -> (Function, Arc<Port>, Arc<Mutex<Heard>>) {
+    pub(super) fn function(
+        &self,
+        placement: &Placement,
+    ) -> (Function, Arc<Port>, Arc<Mutex<Heard>>) {
         let port = self.port(placement.demand.pci.as_ref().unwrap());
         let (probe, heard) = self.probe(port.clone());
         let (spaces, bells) = (self.spaces.clone(), self.bells.clone());
@@ -222,7 +261,11 @@ impl Bench {
     pub(super) fn plug(&self, placement: &Placement) -> Plugged {
         let (function, port, heard) = self.function(placement);
         let faults = FaultPort::new(placement.name.as_str().into(), self.faults.clone());
-        Plugged { slot: function.plug(faults), port, heard }
+        Plugged {
+            slot: function.plug(faults),
+            port,
+            heard,
+        }
     }
 
     pub(super) fn read32(&self, at: u64) -> u32 {

@@ -1,7 +1,7 @@
 //! Capabilities, save and restore, reset, topology, inspection.
 
-use super::probe::{Bench, HIGH, MEMORY, PIN, Plugged, TABLE, placement};
-use crate::{AttachError, SavedFunction};
+use super::probe::{Bench, HIGH, MEMORY, PIN, Plugged, TABLE, demand, placement};
+use crate::{AttachError, BuildError, CapabilityOverflow, Function, SavedFunction};
 use nyx_device::{AnyUnit, Bdf, Lifecycle, Msi, PciPort, Placement, ResetKind};
 use nyx_inspect::Json;
 use nyx_state::{Persist, RestoreError};
@@ -45,12 +45,18 @@ fn vendor_capabilities_are_the_devices_to_answer() {
     let f = bench.plug(&placement());
     let first = f.capability(9);
     let second = first + 8;
-    assert_eq!(f.read(first), u32::from_le_bytes([9, second as u8, 0x11, 0x11]));
+    assert_eq!(
+        f.read(first),
+        u32::from_le_bytes([9, second as u8, 0x11, 0x11])
+    );
     assert_eq!(f.read16(second), 9);
     assert_eq!(f.read16(second + 16), 0x2222);
     assert_eq!(f.read16(second + 18), 0x5a5a);
     f.write(first + 2, 0xffff_ffff);
-    assert_eq!(f.read(first), u32::from_le_bytes([9, second as u8, 0x11, 0x11]));
+    assert_eq!(
+        f.read(first),
+        u32::from_le_bytes([9, second as u8, 0x11, 0x11])
+    );
     f.write(second + 1, 0x0403_0201);
     assert_eq!(f.read(second), u32::from_le_bytes([9, 0, 2, 3]));
     // An access over both: each hears of its part.
@@ -69,12 +75,46 @@ fn vendor_capabilities_are_the_devices_to_answer() {
 }
 
 #[test]
-fn capabilities_that_do_not_fit_are_refused() {
+fn there_is_room_for_what_virtio_needs_and_more_is_refused() {
+    // Virtio 1.2 §4.1.4: common, notify, ISR, device, access; and one shared memory region.
+    let virtio = [16, 20, 16, 16, 20, 24].map(|len| vec![0; len - 2]);
+    let build = |capabilities: Vec<Vec<u8>>| {
+        let bench = Bench::default();
+        let port = bench.port(&demand());
+        let (mut probe, _) = bench.probe(port.clone());
+        probe.capabilities = capabilities;
+        Function::new(
+            &placement(),
+            probe,
+            port,
+            bench.spaces.clone(),
+            bench.bells.clone(),
+        )
+        .err()
+    };
+    assert_eq!(build(virtio.to_vec()), None);
+    let more = [&virtio[..], &[vec![]]].concat();
+    assert_eq!(
+        build(more),
+        Some(BuildError::Capabilities(CapabilityOverflow))
+    );
+}
+
+#[test]
+fn a_device_that_breaks_leaves_its_bus_alone() {
     let bench = Bench::default();
     let f = bench.plug(&placement());
-    // Header, power, express and MSI-X leave room for what virtio needs: five capabilities of up
-    // to 20 bytes.
-    assert!(f.capability(9) + 88 <= 0x100);
+    let bdf = Bdf::new(3, 0);
+    let _attached = bench.topology.attach(bdf, f.slot.clone()).unwrap();
+    f.port.set_intx(true);
+    assert_eq!(bench.read32(MEMORY + 0x66), u32::MAX);
+    assert_eq!(bench.faults.take()[0].what, "the probe broke");
+    assert_eq!(bench.mapped(), [0; 0]);
+    assert_eq!(bench.bound(), [0; 0]);
+    assert!(!bench.pins.is_high(PIN));
+    let mut vendor = [0; 2];
+    bench.topology.read(bdf, 0, &mut vendor);
+    assert_eq!(vendor, [0xff; 2]);
 }
 
 #[test]
@@ -94,7 +134,13 @@ fn a_restored_function_is_where_it_was() {
     assert!(f.port.msix_enabled());
     assert_eq!(other.msis.take(), []);
     other.write32(TABLE + 28, 0);
-    assert_eq!(other.msis.take(), [Msi { address: 0xfee0_1000, data: 0x31 }]);
+    assert_eq!(
+        other.msis.take(),
+        [Msi {
+            address: 0xfee0_1000,
+            data: 0x31
+        }]
+    );
 }
 
 #[test]
@@ -102,7 +148,11 @@ fn functions_restored_in_any_order_may_have_traded_places() {
     let bench = Bench::default();
     let two = |bench: &Bench| {
         let bars = [(0, 0xd000_0000), (1, 0xd001_0000)].into();
-        let second = Placement { bdf: Some(Bdf::new(4, 0)), bars, ..placement() };
+        let second = Placement {
+            bdf: Some(Bdf::new(4, 0)),
+            bars,
+            ..placement()
+        };
         (bench.plug(&placement()), bench.plug(&second))
     };
     let (a, b) = two(&bench);
@@ -111,7 +161,8 @@ fn functions_restored_in_any_order_may_have_traded_places() {
     a.write(0x10, 0xd000_0000);
     b.write(0x10, MEMORY as u32);
     a.command(3);
-    b.command(3);
+    // As both are from power-on, so that restoring changes addresses only.
+    b.command(2);
     let saved = (save(&a), save(&b));
     let other = Bench::default();
     let (a, b) = two(&other);
@@ -119,9 +170,15 @@ fn functions_restored_in_any_order_may_have_traded_places() {
     b.with(|f| f.restore(saved.1)).unwrap();
     a.slot.start();
     b.slot.start();
-    assert_eq!(a.with(|f| f.refused_mappings()) + b.with(|f| f.refused_mappings()), 0);
+    assert_eq!(
+        a.with(|f| f.refused_mappings()) + b.with(|f| f.refused_mappings()),
+        0
+    );
     other.write32(MEMORY + 4, 1);
-    assert_eq!((a.heard.lock().writes.len(), b.heard.lock().writes.len()), (0, 1));
+    assert_eq!(
+        (a.heard.lock().writes.len(), b.heard.lock().writes.len()),
+        (0, 1)
+    );
     let mut bound = other.bound();
     bound.sort_unstable();
     assert_eq!(bound, [0xd000_3000, MEMORY + 0x3000, HIGH + 0x10]);
@@ -169,8 +226,16 @@ fn a_hostile_saved_state_is_refused_and_changes_nothing() {
     let vectors = "another number of MSI-X vectors";
     let power = usize::from(bench.plug(&placement()).capability(1)) + 4;
     assert_eq!(refuse(&|s| s.config[0] = 0), foreign);
-    assert_eq!(refuse(&|s| s.config[0x11] |= 1), foreign, "a misaligned BAR");
-    assert_eq!(refuse(&|s| s.config[0x18] = 0), foreign, "a BAR of another type");
+    assert_eq!(
+        refuse(&|s| s.config[0x11] |= 1),
+        foreign,
+        "a misaligned BAR"
+    );
+    assert_eq!(
+        refuse(&|s| s.config[0x18] = 0),
+        foreign,
+        "a BAR of another type"
+    );
     assert_eq!(refuse(&|s| s.config.truncate(255)), foreign);
     assert_eq!(refuse(&|s| s.config.extend([0; 4000])), foreign);
     assert_eq!(refuse(&|s| s.config[power] |= 2), "impossible power state");
@@ -193,8 +258,45 @@ fn a_reset_leads_back_to_the_plan() {
         assert!(!bench.pins.is_high(PIN));
         let tries = *bench.bells.tries.lock();
         f.with(|function| function.reset(kind));
-        assert_eq!(*bench.bells.tries.lock(), tries, "a reset in place rebinds nothing");
+        assert_eq!(
+            *bench.bells.tries.lock(),
+            tries,
+            "a reset in place rebinds nothing"
+        );
     }
+}
+
+#[test]
+fn functions_that_traded_places_return_with_the_start_after_a_reset() {
+    let bench = Bench::default();
+    let bars = [(0, 0xd000_0000)].into();
+    let second = Placement {
+        bdf: Some(Bdf::new(4, 0)),
+        bars,
+        ..placement()
+    };
+    let (a, b) = (bench.plug(&placement()), bench.plug(&second));
+    b.command(0);
+    a.write(0x10, 0xd000_0000);
+    b.write(0x10, MEMORY as u32);
+    b.command(2);
+    for f in [&a, &b] {
+        f.slot.reset(ResetKind::Warm);
+    }
+    assert_eq!(
+        a.with(|f| f.refused_mappings()),
+        1,
+        "the other one was still there"
+    );
+    for f in [&a, &b] {
+        f.slot.start();
+    }
+    bench.write32(MEMORY + 4, 1);
+    assert_eq!(
+        (a.heard.lock().writes.len(), b.heard.lock().writes.len()),
+        (1, 0)
+    );
+    assert_eq!(bench.mapped(), [0xd000_0000, MEMORY, TABLE, HIGH]);
 }
 
 #[test]
@@ -222,9 +324,16 @@ fn the_topology_routes_and_marks_multi_function_devices() {
     assert_eq!(read(bdf, 0xc), 0);
     bench.topology.write(bdf, 4, &[0, 0]);
     assert_eq!(bench.mapped(), [0; 0]);
-    let second = Placement { bdf: Some(Bdf::new(3, 7)), bars: [].into(), ..placement() };
+    let second = Placement {
+        bdf: Some(Bdf::new(3, 7)),
+        bars: [].into(),
+        ..placement()
+    };
     let second = bench.plug(&second);
-    let also = bench.topology.attach(Bdf::new(3, 7), second.slot.clone()).unwrap();
+    let also = bench
+        .topology
+        .attach(Bdf::new(3, 7), second.slot.clone())
+        .unwrap();
     assert_eq!(bench.topology.functions(), [bdf, Bdf::new(3, 7)]);
     assert_eq!(read(bdf, 0xc), 0x0080_0000);
     let mut kind = [0];

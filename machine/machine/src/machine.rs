@@ -1,0 +1,234 @@
+//! A machine: what it is made of, and its transitions.
+
+use crate::fabric::Fabric;
+use crate::graph::{Quiesced, StuckUnits, UnitGraph};
+use crate::vcpu::VcpuSet;
+use nyx_device::{AnyUnit, Extensions, ResetKind, UnitName, VmClock};
+use nyx_hypervisor::{EntryState, Vm};
+use nyx_inspect::{Inspect, Visitor};
+use nyx_memory::{DmaSpace, Memory};
+use nyx_plan::MachinePlan;
+use nyx_state::{Blob, RestoreError, SaveError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A virtual machine.
+///
+/// Fields are dropped in this order: vCPU threads end first, then devices with their workers, then
+/// what they stood on.
+pub struct Machine {
+    pub(crate) vcpus: VcpuSet,
+    pub(crate) units: UnitGraph,
+    pub(crate) fabric: Fabric,
+    pub(crate) extensions: Extensions,
+    pub(crate) clock: VmClock,
+    pub(crate) memory: Memory,
+    pub(crate) vm: Box<dyn Vm>,
+    pub(crate) plan: MachinePlan,
+    pub(crate) running: bool,
+}
+
+/// Names under which the machine's own state stands among the units' blobs.
+const VM_BLOB: &str = "vm";
+const CLOCK_BLOB: &str = "clock";
+
+impl Machine {
+    /// Where everything is.
+    pub fn plan(&self) -> &MachinePlan {
+        &self.plan
+    }
+
+    /// Guest memory, untranslated.
+    pub fn ram(&self) -> DmaSpace {
+        self.memory.space()
+    }
+
+    /// The unit called `name`.
+    pub fn unit(&self, name: &str) -> Option<&Arc<dyn AnyUnit>> {
+        self.units.get(name)
+    }
+
+    /// Handles that device kinds offered to the outside, by type: a power button.
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// Whether vCPUs may run.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Sets vCPU 0 to begin at `entry`. Only before the start or while quiesced.
+    pub fn set_entry(&self, entry: EntryState) -> Result<(), String> {
+        self.vcpus
+            .with(0, move |vcpu| vcpu.set_entry(&entry))
+            .ok_or_else(|| "there is no vCPU".to_string())?
+            .map_err(|e| e.to_string())
+    }
+
+    /// Lets time, units and vCPUs run.
+    pub fn start(&mut self) {
+        self.clock.start();
+        self.units.start();
+        self.vcpus.run();
+        self.running = true;
+    }
+
+    /// Injects an NMI into vCPU 0.
+    pub fn nmi(&self) {
+        self.vcpus.nmi(0);
+    }
+
+    /// Brings the machine to rest: vCPUs first, then time, then units rank by rank. On failure it
+    /// runs on and the stuck units are named.
+    pub fn quiesce(&mut self, deadline: Instant) -> Result<QuiescedMachine<'_>, StuckUnits> {
+        let was_running = self.running;
+        if was_running {
+            if !self.vcpus.rest(deadline) {
+                self.vcpus.run();
+                return Err(StuckUnits(vec!["vcpus".into()]));
+            }
+            self.clock.stop();
+            match self.units.quiesce(deadline) {
+                Ok(quiesced) => quiesced.keep(),
+                Err(stuck) => {
+                    self.clock.start();
+                    self.vcpus.run();
+                    return Err(stuck);
+                }
+            }
+            self.running = false;
+        }
+        Ok(QuiescedMachine {
+            machine: self,
+            resume: was_running,
+        })
+    }
+}
+
+/// Proof that the machine is at rest. Dropping it resumes a machine that ran before.
+#[must_use = "dropping it resumes the machine"]
+pub struct QuiescedMachine<'m> {
+    machine: &'m mut Machine,
+    resume: bool,
+}
+
+impl QuiescedMachine<'_> {
+    fn units(&self) -> Quiesced<'_> {
+        self.machine.units.at_rest()
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Machine {
+        self.machine
+    }
+
+    /// Leaves the machine at rest.
+    pub fn keep(mut self) {
+        self.resume = false;
+    }
+
+    /// Lets the machine run from here, even if it did not before.
+    pub fn run(mut self) {
+        self.resume = true;
+    }
+
+    /// Saves everything but memory, by unit.
+    pub fn save(&self) -> Result<BTreeMap<UnitName, Blob>, (UnitName, SaveError)> {
+        let machine = &*self.machine;
+        let mut blobs = self.units().save()?;
+        for index in 0..machine.vcpus.len() {
+            let name: UnitName = format!("vcpu{index}").into();
+            let saved = machine
+                .vcpus
+                .with(index, |vcpu| vcpu.save())
+                .unwrap_or(Err(SaveError::Unsupported("the vCPU has ended")));
+            blobs.insert(name.clone(), saved.map_err(|e| (name, e))?);
+        }
+        let vm = machine.vm.save().map_err(|e| (VM_BLOB.into(), e))?;
+        blobs.insert(VM_BLOB.into(), vm);
+        let nanos = u64::try_from(machine.clock.now().as_nanos()).unwrap_or(u64::MAX);
+        let clock = Blob {
+            name: "clock/1".into(),
+            bytes: nanos.to_le_bytes().into(),
+        };
+        blobs.insert(CLOCK_BLOB.into(), clock);
+        Ok(blobs)
+    }
+
+    /// Re-applies what [`QuiescedMachine::save`] captured, on a machine of the same plan. Memory
+    /// must be in place already.
+    pub fn restore(
+        &mut self,
+        mut blobs: BTreeMap<UnitName, Blob>,
+    ) -> Result<(), (UnitName, RestoreError)> {
+        let machine = &*self.machine;
+        let mut take = |name: &str| {
+            let missing = RestoreError::Invalid("missing from the snapshot");
+            blobs
+                .remove(name)
+                .ok_or_else(|| (UnitName::from(name), missing))
+        };
+        let clock = take(CLOCK_BLOB)?;
+        let bytes: [u8; 8] = clock.bytes.as_slice().try_into().map_err(|_| {
+            (
+                UnitName::from(CLOCK_BLOB),
+                RestoreError::Invalid("a clock of another size"),
+            )
+        })?;
+        machine
+            .clock
+            .set(std::time::Duration::from_nanos(u64::from_le_bytes(bytes)));
+        machine
+            .vm
+            .restore(&take(VM_BLOB)?)
+            .map_err(|e| (VM_BLOB.into(), e))?;
+        for index in 0..machine.vcpus.len() {
+            let name = format!("vcpu{index}");
+            let blob = take(&name)?;
+            machine
+                .vcpus
+                .with(index, move |vcpu| vcpu.restore(&blob))
+                .unwrap_or(Err(RestoreError::Invalid("the vCPU has ended")))
+                .map_err(|e| (name.into(), e))?;
+        }
+        self.units().restore(blobs)
+    }
+
+    /// Resets units and vCPUs. Memory keeps its content.
+    pub fn reset(&mut self, kind: ResetKind) -> Result<(), String> {
+        self.units().reset(kind);
+        for index in 0..self.machine.vcpus.len() {
+            self.machine
+                .vcpus
+                .with(index, |vcpu| vcpu.reset())
+                .ok_or_else(|| format!("vCPU {index} has ended"))?
+                .map_err(|e| format!("vCPU {index}: {e}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for QuiescedMachine<'_> {
+    fn drop(&mut self) {
+        if self.resume {
+            self.machine.start();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.vcpus.end();
+        self.units.clear();
+    }
+}
+
+impl Inspect for Machine {
+    fn inspect(&self, v: &mut dyn Visitor) {
+        v.child("vcpus", &self.vcpus);
+        v.child("units", &self.units);
+        v.child("fabric", &self.fabric);
+    }
+}
