@@ -57,6 +57,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         ])
         .arg("-C")
         .arg(format!("link-arg=-T{}", guest.join("payload.ld").display()))
+        // The guest prints the file and line of a panic.
+        .arg("--remap-path-prefix")
+        .arg(format!("{}=payload", root.display()))
         .arg("-o")
         .arg(&output)
         .env_remove("RUSTFLAGS")

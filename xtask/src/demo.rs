@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -35,14 +35,21 @@ const DISK_IN_LAB: &str = "/dev/shm/demo.img";
 /// Runs `cargo xtask demo`.
 pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
     let mut is_interactive = false;
-    for argument in arguments {
+    let mut built = None;
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
         match argument.to_string_lossy().as_ref() {
             "--interactive" | "-i" => is_interactive = true,
-            other => bail!("demo has no option {other:?}, only --interactive"),
+            "--nyx" => {
+                built = Some(PathBuf::from(
+                    arguments.next().context("--nyx needs a path")?,
+                ))
+            }
+            other => bail!("demo has no option {other:?}, only --interactive and --nyx PATH"),
         }
     }
     let mut stages = Stages::new();
-    let result = demo(&mut stages, is_interactive);
+    let result = demo(&mut stages, is_interactive, built);
     println!("\nHow long it took:\n{}", stages.table());
     result?;
     if !is_interactive {
@@ -51,13 +58,16 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn demo(stages: &mut Stages, is_interactive: bool) -> Result<()> {
+fn demo(stages: &mut Stages, is_interactive: bool, built: Option<PathBuf>) -> Result<()> {
     stages.run("packages", || {
         packages::install(NEEDS)?;
         packages::install(packages::GUEST_KERNELS)?;
         packages::install_userland_tools()
     })?;
-    let program = stages.run("build nyx", nyx::build)?;
+    let program = match built {
+        Some(program) => std::path::absolute(program)?,
+        None => stages.run("build nyx", nyx::build)?,
+    };
     let kernel = stages.run("guest kernel", || guests::kernel(Flavour::Cloud))?;
     let initrd = stages.run("guest initramfs", || initramfs::guest(&kernel, None))?;
     let system = stages.run("guest system", userland::userland)?;
@@ -144,14 +154,9 @@ fn boot_in_lab(
 ) -> Result<()> {
     stages.run("prepare the lab", Lab::prepare)?;
     let mut session = stages.run("boot the lab", || Lab::default().boot())?;
-    let master = guest.disk.clone();
-    // Nyx writes to the disk; a copy in memory spares copying the image up through the overlay.
-    let copy = LabCommand::new([
-        "cp".into(),
-        "--sparse=always".into(),
-        master.into_os_string(),
-        OsString::from(DISK_IN_LAB),
-    ]);
+    // Nyx writes to the disk, so it gets a copy of its own.
+    let copy = userland::copy_script(&guest.disk, Path::new(DISK_IN_LAB))?;
+    let copy = LabCommand::script(&copy);
     stages.run("copy the disk", || session.run(&copy)?.success())?;
     guest.disk = DISK_IN_LAB.into();
     let mut command = LabCommand::new(guest.run(program)).within(TIMEOUT);

@@ -17,7 +17,8 @@ use anyhow::{Result, bail};
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  demo [--interactive]     boot a stock Debian under Nyx: to a finished self-check, or to its prompt
+  demo [--interactive] [--nyx PATH]
+                           boot a stock Debian under Nyx: to a finished self-check, or to its prompt
   test [STAGE…]            every check and test there is; or the named stages only (see test --list)
   lab [OPTION…] [--] [COMMAND…]
                            run a command of this machine in the lab, an emulated host with /dev/kvm;

@@ -65,6 +65,11 @@ pub(crate) fn lock(file: &File, read_only: bool) -> Result<(), LockError> {
     Ok(())
 }
 
+/// Gives up every lock of this open file.
+pub(crate) fn unlock(file: &File) {
+    let _ = set(file, libc::F_UNLCK, ALL.0, ALL.1);
+}
+
 fn request(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,

@@ -110,6 +110,13 @@ impl Medium {
     }
 }
 
+impl Drop for Medium {
+    fn drop(&mut self) {
+        // The kernel may hold the file for a moment longer than we do (a closing ring).
+        lock::unlock(&self.file);
+    }
+}
+
 /// A raw image file or block device.
 pub struct Raw {
     medium: Arc<Medium>,

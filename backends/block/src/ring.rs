@@ -226,5 +226,8 @@ impl Drop for RingQueue {
                 self.end(slot, Err(io::ErrorKind::Interrupted.into()));
             }
         }
+        // The kernel takes a closed ring apart later, on a thread of its own; the file must not
+        // stay open until then.
+        let _ = self.ring.submitter().unregister_files();
     }
 }

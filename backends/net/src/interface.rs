@@ -39,7 +39,7 @@ pub(crate) fn name_of(request: &libc::ifreq) -> String {
 }
 
 pub(crate) fn exists(name: &str) -> bool {
-    rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .is_ok_and(|socket| rustix::net::netdevice::name_to_index(&socket, name).is_ok())
 }
 

@@ -69,6 +69,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass numbers and texts alike")]
     pub(crate) fn field(field: &'static str, value: impl ToString, why: impl Into<String>) -> Self {
         Self::Field { field, value: value.to_string(), why: why.into() }
     }

@@ -119,6 +119,12 @@ pub(crate) struct Forward {
     guest: SocketAddrV4,
 }
 
+impl std::fmt::Display for Forward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} -> {}", self.protocol.name(), self.host, self.guest)
+    }
+}
+
 impl Forward {
     /// Reads `tcp|udp:[HOST:]PORT:[GUEST:]PORT`.
     pub(crate) fn parse(text: &str, guest: Ipv4Addr) -> Option<Self> {
@@ -373,7 +379,7 @@ fn add_forward(control: &Path, forward: Forward) -> Result<(), String> {
 pub(crate) struct User {
     socket: Option<OwnedFd>,
     // Dropped by field order: the socket before its peer, so that the peer sees it close.
-    _stack: Stack,
+    stack: Stack,
     network: String,
     forwards: usize,
     mtu: u16,
@@ -413,6 +419,11 @@ impl User {
         Err(failure.unwrap_or_else(|| OpenError::Absent(config.program.display().to_string())))
     }
 
+    /// Process id of slirp4netns.
+    pub(crate) fn pid(&self) -> u32 {
+        self.stack.child.id()
+    }
+
     fn start(
         config: &UserConfig,
         sandbox: &[&str],
@@ -432,7 +443,7 @@ impl User {
         let _ = fcntl_add_seals(&stack.words, SealFlags::GROW);
         Ok(Self {
             socket: Some(socket),
-            _stack: stack,
+            stack,
             network: config.network.clone(),
             forwards: forwards.len(),
             mtu: config.mtu,
@@ -482,8 +493,12 @@ impl NetBackend for User {
 
     fn describe(&self) -> String {
         match self.forwards {
-            0 => format!("user {}", self.network),
-            n => format!("user {}, {n} ports forwarded", self.network),
+            0 => format!("user {} (slirp4netns, process {})", self.network, self.pid()),
+            n => format!(
+                "user {}, {n} ports forwarded (slirp4netns, process {})",
+                self.network,
+                self.pid()
+            ),
         }
     }
 }

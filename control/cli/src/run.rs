@@ -2,7 +2,7 @@
 
 use crate::args::RunArgs;
 use crate::exit::{BROKEN, GUEST_PANIC, STOPPED, SUCCESS, TRIPLE_FAULT, refuse};
-use nyx_catalog::{Backends, Escape};
+use nyx_catalog::{Backends, ConsoleTail, Escape};
 use nyx_kvm::Kvm;
 use nyx_vmm::{Command, Control, Ending, HostSource, Notice, Prepared, Vmm};
 use std::process::ExitCode;
@@ -40,37 +40,68 @@ fn start(args: &RunArgs) -> Result<u8, String> {
     stages.done("planned");
     let control: Arc<OnceLock<Control>> = Arc::default();
     let escapes = control.clone();
+    let tail = ConsoleTail::default();
     let backends = Backends {
+        tail: tail.clone(),
         on_escape: Some(Arc::new(move |escape| {
             let Some(control) = escapes.get() else { return };
             match escape {
                 Escape::Quit => control.send(Command::Stop),
-                _ => {}
+                // Help is shown by the terminal itself; a break and a prompt have no meaning yet
+                // for a machine run in the foreground.
+                Escape::Help | Escape::Break | Escape::Prompt => {}
             }
         })),
     };
     let vmm = Vmm::new(prepared, &kvm, &backends, Box::new(say)).map_err(|e| e.to_string())?;
+    stop_on_signals(vmm.control()).map_err(|e| format!("cannot watch for signals: {e}"))?;
     // Set once, just now.
     let _ = control.set(vmm.control());
     stages.done("assembled");
     let ending = vmm.run();
     stages.done("ran");
-    Ok(match ending {
-        Ending::PoweredOff => SUCCESS,
-        Ending::Stopped => STOPPED,
-        Ending::GuestPanic => {
-            eprintln!("nyx: the guest panicked; its last console lines say why");
-            GUEST_PANIC
+    Ok(report(&ending, &tail))
+}
+
+/// Says how the machine ended, if not well, and gives the exit code for it.
+fn report(ending: &Ending, tail: &ConsoleTail) -> u8 {
+    let (code, what) = match ending {
+        Ending::PoweredOff => return SUCCESS,
+        Ending::Stopped => {
+            eprintln!("nyx: stopped");
+            return STOPPED;
         }
+        Ending::GuestPanic => (GUEST_PANIC, "the guest panicked".to_string()),
         Ending::TripleFault { vcpu } => {
-            eprintln!("nyx: the guest's CPU {vcpu} gave up (triple fault)");
-            TRIPLE_FAULT
+            (TRIPLE_FAULT, format!("the guest's CPU {vcpu} gave up (triple fault)"))
         }
-        Ending::Broken(why) => {
-            eprintln!("nyx: the machine cannot go on: {why}");
-            BROKEN
+        Ending::Broken(why) => (BROKEN, format!("the machine cannot go on: {why}")),
+    };
+    let lines = tail.lines(LAST_LINES);
+    if lines.is_empty() {
+        eprintln!("nyx: {what}; its consoles were silent");
+    } else {
+        eprintln!("nyx: {what}; the last lines of its consoles:");
+        for line in lines {
+            eprintln!("nyx:   {line}");
         }
-    })
+    }
+    code
+}
+
+/// Console lines shown when a guest dies.
+const LAST_LINES: usize = 10;
+
+/// SIGTERM, SIGINT and SIGHUP stop the machine in order, so that sockets and helpers go with it.
+fn stop_on_signals(control: Control) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            control.send(Command::Stop);
+        }
+    })?;
+    Ok(())
 }
 
 fn say(notice: Notice) {

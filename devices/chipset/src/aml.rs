@@ -15,10 +15,14 @@ pub(crate) fn isa_device(
     ports: &[(u16, u8)],
     irqs: &[u32],
 ) -> Fragment {
-    let ports: Vec<IO> =
-        ports.iter().map(|&(base, len)| IO::new(base, base, 1, len)).collect();
-    let irqs: Vec<Interrupt> =
-        irqs.iter().map(|&gsi| Interrupt::new(true, true, false, false, gsi)).collect();
+    let ports: Vec<IO> = ports
+        .iter()
+        .map(|&(base, len)| IO::new(base, base, 1, len))
+        .collect();
+    let irqs: Vec<Interrupt> = irqs
+        .iter()
+        .map(|&gsi| Interrupt::new(true, true, false, false, gsi))
+        .collect();
     let resources: Vec<&dyn Aml> = ports
         .iter()
         .map(|io| io as &dyn Aml)

@@ -72,7 +72,10 @@ impl DeviceKind for PostPort {
         Ok(one_port(0x80))
     }
     fn build(_: PostPortConfig, _: &mut Wiring<'_>) -> Result<Box<dyn Device>, BoxError> {
-        Ok(Box::new(Self { code: 0, writes: Counter::default() }))
+        Ok(Box::new(Self {
+            code: 0,
+            writes: Counter::default(),
+        }))
     }
 }
 
@@ -110,14 +113,22 @@ impl Registers for DebugConsole {
 
 impl Lifecycle for DebugConsole {
     fn reset(&mut self, _: ResetKind) {
-        let Self { backend: _, bytes: _, dropped: _ } = self;
+        let Self {
+            backend: _,
+            bytes: _,
+            dropped: _,
+        } = self;
     }
 }
 
 impl Persist for DebugConsole {
     type Saved = Stateless;
     fn save(&self) -> Result<Stateless, SaveError> {
-        let Self { backend: _, bytes: _, dropped: _ } = self;
+        let Self {
+            backend: _,
+            bytes: _,
+            dropped: _,
+        } = self;
         Ok(Stateless {})
     }
     fn restore(&mut self, saved: Stateless) -> Result<(), RestoreError> {
@@ -146,7 +157,10 @@ fn usual_port() -> u16 {
 
 impl Default for DebugConsoleConfig {
     fn default() -> Self {
-        Self { port: usual_port(), backend: None }
+        Self {
+            port: usual_port(),
+            backend: None,
+        }
     }
 }
 
@@ -166,14 +180,23 @@ impl DeviceKind for DebugConsole {
             None => None,
         };
         let (bytes, dropped) = Default::default();
-        Ok(Box::new(Self { backend, bytes, dropped }))
+        Ok(Box::new(Self {
+            backend,
+            bytes,
+            dropped,
+        }))
     }
 }
 
 fn one_port(port: u16) -> Demand {
     let fixed = Some(port.into());
     Demand {
-        windows: vec![Window { region: 0, space: Space::Pio, len: 1, fixed }],
+        windows: vec![Window {
+            region: 0,
+            space: Space::Pio,
+            len: 1,
+            fixed,
+        }],
         ..Demand::default()
     }
 }
@@ -203,7 +226,11 @@ mod tests {
     use nyx_testkit::{Bench, conformance, json};
 
     conformance!(post_port_conforms, PostPort, json!({}));
-    conformance!(debug_console_conforms, DebugConsole, json!({"backend": {"kind": "debug"}}));
+    conformance!(
+        debug_console_conforms,
+        DebugConsole,
+        json!({"backend": {"kind": "debug"}})
+    );
 
     #[test]
     fn the_post_code_reads_back_also_from_wide_writes() {

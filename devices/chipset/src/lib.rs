@@ -6,14 +6,20 @@
 
 mod aml;
 pub mod debug_ports;
+pub mod i8042;
 pub mod ioapic;
 pub mod pm;
 mod ports;
+pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod vmgenid;
 
 pub use debug_ports::{DebugConsole, PostPort};
+pub use i8042::I8042;
 pub use ioapic::Ioapic;
 pub use pm::Pm;
+pub use pvpanic::PvPanic;
 pub use rtc::Rtc;
 pub use serial::Serial;
+pub use vmgenid::VmGenId;

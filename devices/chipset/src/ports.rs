@@ -27,7 +27,9 @@ pub(crate) fn write_each(
     mut port: impl FnMut(u64, u8) -> bool,
 ) -> AccessResult {
     for (step, &byte) in data.iter().enumerate() {
-        let taken = offset.checked_add(step as u64).is_some_and(|at| port(at, byte));
+        let taken = offset
+            .checked_add(step as u64)
+            .is_some_and(|at| port(at, byte));
         if step == 0 && !taken {
             return Err(BadAccess::NoRegister);
         }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod blk;
+mod console;
 mod loan;
 mod net;
 mod queues;
@@ -18,5 +19,6 @@ mod rng;
 mod testing;
 
 pub use blk::{Blk, BlkConfig, BlkKind};
+pub use console::{Console, ConsoleConfig, ConsoleKind, PortConfig};
 pub use net::{Mac, MacError, Net, NetConfig, NetKind, stable_mac};
 pub use rng::{Rng, RngConfig, RngKind};

@@ -59,7 +59,11 @@ mod tests {
 
     #[test]
     fn bytes_round_trip_and_other_lengths_are_refused() {
-        let regs = kvm_regs { rax: 1, rip: 0x1234_5678_9abc_def0, ..Default::default() };
+        let regs = kvm_regs {
+            rax: 1,
+            rip: 0x1234_5678_9abc_def0,
+            ..Default::default()
+        };
         let bytes = regs.to_bytes();
         assert_eq!(kvm_regs::from_bytes(&bytes), Some(regs));
         assert_eq!(kvm_regs::from_bytes(&bytes[1..]), None);

@@ -66,7 +66,10 @@ impl Table {
     }
 
     fn each(&mut self, function: u32, mut change: impl FnMut(&mut kvm_cpuid_entry2)) {
-        self.0.iter_mut().filter(|e| e.function == function).for_each(&mut change);
+        self.0
+            .iter_mut()
+            .filter(|e| e.function == function)
+            .for_each(&mut change);
     }
 
     fn remove(&mut self, function: u32) {
@@ -76,13 +79,28 @@ impl Table {
     /// Replaces a leaf without subleaves.
     fn put(&mut self, function: u32, [eax, ebx, ecx, edx]: [u32; 4]) {
         self.remove(function);
-        self.0.push(kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() });
+        self.0.push(kvm_cpuid_entry2 {
+            function,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        });
     }
 
     fn put_subleaf(&mut self, function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) {
         let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-        let entry =
-            kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..Default::default() };
+        let entry = kvm_cpuid_entry2 {
+            function,
+            index,
+            flags,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        };
         self.0.push(entry);
     }
 }
@@ -119,9 +137,10 @@ fn features(table: &mut Table, request: &Request) {
             leaf.ecx &= !ECX7_OSPKE; // follows CR4
         }
     });
-    let tiles = table.0.iter().any(|e| {
-        e.function == 0xd && e.index == 0 && e.eax & XFEATURE_TILES == XFEATURE_TILES
-    });
+    let tiles = table
+        .0
+        .iter()
+        .any(|e| e.function == 0xd && e.index == 0 && e.eax & XFEATURE_TILES == XFEATURE_TILES);
     if !(tiles && request.large_xsave) {
         hide_amx(table);
     }
@@ -171,7 +190,11 @@ fn topology(table: &mut Table, request: &Request, amd: bool) {
             if leaf.eax & 0x1f == 0 {
                 return; // the end of the list
             }
-            let shared_bits = if leaf.eax >> 5 & 7 <= 2 { thread_bits } else { package_bits };
+            let shared_bits = if leaf.eax >> 5 & 7 <= 2 {
+                thread_bits
+            } else {
+                package_bits
+            };
             let sharing = ((1u32 << shared_bits) - 1).min(0xfff);
             leaf.eax = (leaf.eax & 0x3fff) | sharing << 14;
             if function == 4 {
@@ -186,7 +209,11 @@ fn topology(table: &mut Table, request: &Request, amd: bool) {
         table.remove(function);
         if function == 0xb || most >= 0x1f {
             table.put_subleaf(function, 0, [thread_bits, threads & 0xffff, 1 << 8, id]);
-            table.put_subleaf(function, 1, [package_bits, per_socket & 0xffff, 2 << 8 | 1, id]);
+            table.put_subleaf(
+                function,
+                1,
+                [package_bits, per_socket & 0xffff, 2 << 8 | 1, id],
+            );
             table.put_subleaf(function, 2, [0, 0, 2, id]);
         }
     }
@@ -200,7 +227,11 @@ fn topology(table: &mut Table, request: &Request, amd: bool) {
     });
     table.each(0x8000_0008, |leaf| {
         // Reserved on Intel.
-        leaf.ecx = if amd { (per_socket - 1).min(0xff) | package_bits.min(15) << 12 } else { 0 };
+        leaf.ecx = if amd {
+            (per_socket - 1).min(0xff) | package_bits.min(15) << 12
+        } else {
+            0
+        };
     });
     if amd && table.get(0x8000_001e).is_some() {
         let core = id >> thread_bits & ((1 << core_bits) - 1);
@@ -218,7 +249,11 @@ fn hypervisor(table: &mut Table, request: &Request) {
         }
         leaf.edx = 0; // hints: nothing is promised about dedicated CPUs
     });
-    let last = if request.tsc_khz.is_some() { HYPERVISOR_TIMING } else { KVM_FEATURES };
+    let last = if request.tsc_khz.is_some() {
+        HYPERVISOR_TIMING
+    } else {
+        KVM_FEATURES
+    };
     table.each(KVM_SIGNATURE, |leaf| leaf.eax = last);
     table.remove(HYPERVISOR_TIMING);
     if let Some(khz) = request.tsc_khz {
@@ -229,7 +264,9 @@ fn hypervisor(table: &mut Table, request: &Request) {
 fn timing(table: &mut Table, request: &Request, amd: bool) {
     // Leaf 0x15 stays zero, "not enumerated": from a crystal frequency guests also derive the
     // local APIC timer's, and the host's crystal is not what drives KVM's timer.
-    table.each(0x15, |leaf| (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0));
+    table.each(0x15, |leaf| {
+        (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0)
+    });
     let most = table.get(0).map_or(0, |e| e.eax);
     let mhz = request.tsc_khz.map_or(0, |khz| khz / 1000).min(0xffff);
     if !amd && most >= 0x16 && mhz != 0 {

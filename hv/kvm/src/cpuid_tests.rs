@@ -8,7 +8,15 @@ const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
 
 fn entry(function: u32, index: u32, r: [u32; 4]) -> kvm_cpuid_entry2 {
     let [eax, ebx, ecx, edx] = r;
-    kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
+    kvm_cpuid_entry2 {
+        function,
+        index,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    }
 }
 
 /// A host with everything the tables must change.
@@ -29,7 +37,11 @@ fn host([ebx, edx, ecx]: [u32; 3]) -> Vec<kvm_cpuid_entry2> {
         entry(0xd, 18, [8192, 0xb00, 6, 0]),
         entry(0x15, 0, [2, 168, 25_000_000, 0]),
         entry(0x1d, 0, [1, 0, 0, 0]),
-        entry(0x4000_0000, 0, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
+        entry(
+            0x4000_0000,
+            0,
+            [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
+        ),
         entry(0x4000_0001, 0, [0x0100_7efb, 0, 0, 1]),
         entry(0x8000_0000, 0, [0x8000_001e, 0, 0, 0]),
         entry(0x8000_0001, 0, [0, 0, !0, 0]),
@@ -52,8 +64,12 @@ fn request(topology: Topology, index: u32) -> Request {
 }
 
 fn leaf(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-    let mut found = table.iter().filter(|e| (e.function, e.index) == (function, index));
-    let one = *found.next().unwrap_or_else(|| panic!("no leaf {function:#x}.{index}"));
+    let mut found = table
+        .iter()
+        .filter(|e| (e.function, e.index) == (function, index));
+    let one = *found
+        .next()
+        .unwrap_or_else(|| panic!("no leaf {function:#x}.{index}"));
     assert!(found.next().is_none(), "leaf {function:#x}.{index} twice");
     one
 }
@@ -62,7 +78,10 @@ fn leaf(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entr
 fn features_are_those_of_a_guest() {
     let table = for_vcpu(&host(INTEL), &request(Topology::flat(2), 1));
     let one = leaf(&table, 1, 0);
-    assert_eq!(one.ecx & (ECX1_VMX | ECX1_SMX | ECX1_OSXSAVE | ECX1_MONITOR), 0);
+    assert_eq!(
+        one.ecx & (ECX1_VMX | ECX1_SMX | ECX1_OSXSAVE | ECX1_MONITOR),
+        0
+    );
     assert_eq!(one.ecx >> 21 & 1, 1, "x2APIC");
     assert_eq!(one.ecx >> 24 & 1, 1, "TSC deadline");
     assert_eq!(one.ecx >> 31, 1, "hypervisor");
@@ -74,7 +93,11 @@ fn features_are_those_of_a_guest() {
     assert_eq!(leaf(&table, 0x4000_0010, 0).eax, 2_400_000);
     assert_eq!(leaf(&table, 0x16, 0).eax, 2400);
     assert_eq!(leaf(&table, 0x15, 0).ecx, 0);
-    assert_eq!(leaf(&table, 7, 0).edx & EDX7_AMX, EDX7_AMX, "AMX stays where it can be saved");
+    assert_eq!(
+        leaf(&table, 7, 0).edx & EDX7_AMX,
+        EDX7_AMX,
+        "AMX stays where it can be saved"
+    );
 }
 
 #[test]
@@ -89,34 +112,62 @@ fn what_the_kernel_cannot_do_is_hidden() {
     let table = for_vcpu(&host(INTEL), &none);
     assert_eq!(leaf(&table, 1, 0).ecx & ECX1_TSC_DEADLINE, 0);
     assert_eq!(leaf(&table, 0x4000_0000, 0).eax, 0x4000_0001);
-    assert_eq!(leaf(&table, 0x4000_0001, 0).eax & KVM_FEATURE_MSI_EXT_DEST_ID, 0);
+    assert_eq!(
+        leaf(&table, 0x4000_0001, 0).eax & KVM_FEATURE_MSI_EXT_DEST_ID,
+        0
+    );
     assert_eq!(leaf(&table, 7, 0).edx & EDX7_AMX, 0);
     assert_eq!(leaf(&table, 7, 1).eax & EAX7_1_AMX_FP16, 0);
     assert_eq!(leaf(&table, 0xd, 0).eax, 0x2e7);
-    assert!(!table.iter().any(|e| e.function == 0x1d || (e.function, e.index) == (0xd, 18)));
-    assert!(!table.iter().any(|e| e.function == 0x16 || e.function == 0x4000_0010));
+    assert!(
+        !table
+            .iter()
+            .any(|e| e.function == 0x1d || (e.function, e.index) == (0xd, 18))
+    );
+    assert!(
+        !table
+            .iter()
+            .any(|e| e.function == 0x16 || e.function == 0x4000_0010)
+    );
 }
 
 #[test]
 fn caches_are_shared_by_cores_and_packages() {
-    let t = Topology { cpus: 12, sockets: 2, cores: 3, threads: 2 };
+    let t = Topology {
+        cpus: 12,
+        sockets: 2,
+        cores: 3,
+        threads: 2,
+    };
     let table = for_vcpu(&host(INTEL), &request(t, 7));
     let sharing = |f, i| leaf(&table, f, i).eax >> 14 & 0xfff;
     assert_eq!((sharing(4, 0), sharing(4, 2), sharing(4, 3)), (1, 1, 7));
-    assert_eq!(leaf(&table, 4, 3).eax >> 26, 3, "core ids in a package, less one");
+    assert_eq!(
+        leaf(&table, 4, 3).eax >> 26,
+        3,
+        "core ids in a package, less one"
+    );
     assert_eq!(leaf(&table, 4, 3).eax & 0x3fff, 0xfc1f_c163 & 0x3fff);
     assert_eq!(leaf(&table, 4, 4).eax, 0);
 }
 
 #[test]
 fn amd_has_its_own_leaves() {
-    let t = Topology { cpus: 12, sockets: 2, cores: 3, threads: 2 };
+    let t = Topology {
+        cpus: 12,
+        sockets: 2,
+        cores: 3,
+        threads: 2,
+    };
     let table = for_vcpu(&host(AMD), &request(t, 9));
     // Index 9 is socket 1, core 1, thread 1: id 8 + 2 + 1.
     let e = leaf(&table, 0x8000_001e, 0);
     assert_eq!((e.eax, e.ebx, e.ecx), (11, 1 << 8 | 1, 1));
     assert_eq!(leaf(&table, 0x8000_0008, 0).ecx, 3 << 12 | 5);
-    assert_eq!(leaf(&table, 0x8000_0001, 0).ecx & ECX81_CMP_LEGACY, ECX81_CMP_LEGACY);
+    assert_eq!(
+        leaf(&table, 0x8000_0001, 0).ecx & ECX81_CMP_LEGACY,
+        ECX81_CMP_LEGACY
+    );
     assert_eq!(leaf(&table, 0x8000_001d, 0).eax >> 14 & 0xfff, 7);
     assert!(!table.iter().any(|e| e.function == 0x16));
     let intel = for_vcpu(&host(INTEL), &request(t, 9));

@@ -143,7 +143,10 @@ mod tests {
 
     #[test]
     fn runs_cross_words() {
-        assert_eq!(collected(&[1 << 63, u64::MAX, 0b101], 192), [(63, 66), (130, 1)]);
+        assert_eq!(
+            collected(&[1 << 63, u64::MAX, 0b101], 192),
+            [(63, 66), (130, 1)]
+        );
         assert_eq!(collected(&[u64::MAX], 10), [(0, 10)]);
         assert_eq!(collected(&[0, 0], 128), []);
         assert_eq!(collected(&[], 64), []);

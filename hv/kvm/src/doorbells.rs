@@ -84,7 +84,12 @@ pub(crate) struct KvmDoorbells {
 
 impl KvmDoorbells {
     pub(crate) fn new(vm: Arc<VmFd>, any_length: bool) -> Self {
-        Self { vm, any_length, parked: Mutex::default(), reaped: Condvar::new() }
+        Self {
+            vm,
+            any_length,
+            parked: Mutex::default(),
+            reaped: Condvar::new(),
+        }
     }
 
     /// The VM goes away: nothing needs unbinding any more.
@@ -159,7 +164,11 @@ impl Doorbells for DoorbellPort {
         };
         let taken_back = {
             let mut parked = self.0.parked.lock();
-            parked.keys.iter().position(|k| *k == key).map(|i| parked.keys.swap_remove(i))
+            parked
+                .keys
+                .iter()
+                .position(|k| *k == key)
+                .map(|i| parked.keys.swap_remove(i))
         };
         if taken_back.is_none() {
             match key.call(&self.0.vm, false) {
@@ -171,7 +180,10 @@ impl Doorbells for DoorbellPort {
                 other => other?,
             }
         }
-        Ok(Box::new(Binding { key: Some(key), doorbells: self.0.clone() }))
+        Ok(Box::new(Binding {
+            key: Some(key),
+            doorbells: self.0.clone(),
+        }))
     }
 }
 

@@ -84,7 +84,9 @@ fn port_access(body: &mut [u8]) -> Exit<'_> {
     let port = u16_at(body, IO_PORT);
     let start = u64_at(body, IO_DATA_OFFSET);
     // The data lies behind the structure, never in it.
-    let start = usize::try_from(start).ok().filter(|&s| s >= size_of::<kvm_run>());
+    let start = usize::try_from(start)
+        .ok()
+        .filter(|&s| s >= size_of::<kvm_run>());
     let data = match (width, count, start) {
         (1 | 2 | 4, 1.., Some(start)) => count
             .checked_mul(width.into())
@@ -93,7 +95,12 @@ fn port_access(body: &mut [u8]) -> Exit<'_> {
         _ => None,
     };
     match data {
-        Some(data) => Exit::Pio { port, width, direction, data },
+        Some(data) => Exit::Pio {
+            port,
+            width,
+            direction,
+            data,
+        },
         None => unknown(KVM_EXIT_IO),
     }
 }
@@ -107,7 +114,11 @@ fn memory_access(body: &mut [u8]) -> Exit<'_> {
         return unknown(KVM_EXIT_MMIO);
     }
     match body.get_mut(MMIO_DATA - BODY..MMIO_DATA - BODY + len) {
-        Some(data) => Exit::Mmio { address, write, data },
+        Some(data) => Exit::Mmio {
+            address,
+            write,
+            data,
+        },
         None => unknown(KVM_EXIT_MMIO),
     }
 }
@@ -115,7 +126,9 @@ fn memory_access(body: &mut [u8]) -> Exit<'_> {
 #[cold]
 fn rare(reason: u32, body: &[u8]) -> Exit<'_> {
     match reason {
-        KVM_EXIT_IOAPIC_EOI => Exit::EndOfInterrupt { vector: u8_at(body, UNION) },
+        KVM_EXIT_IOAPIC_EOI => Exit::EndOfInterrupt {
+            vector: u8_at(body, UNION),
+        },
         KVM_EXIT_HLT => Exit::Halt,
         KVM_EXIT_INTR | KVM_EXIT_IRQ_WINDOW_OPEN => Exit::Interrupted,
         KVM_EXIT_SHUTDOWN => Exit::Shutdown,
@@ -125,17 +138,23 @@ fn rare(reason: u32, body: &[u8]) -> Exit<'_> {
             KVM_SYSTEM_EVENT_CRASH => SystemEvent::Crash,
             other => SystemEvent::Other(other),
         }),
-        KVM_EXIT_DEBUG => {
-            Exit::Debug { exception: u32_at(body, UNION), pc: u64_at(body, UNION + 8) }
-        }
+        KVM_EXIT_DEBUG => Exit::Debug {
+            exception: u32_at(body, UNION),
+            pc: u64_at(body, UNION + 8),
+        },
         KVM_EXIT_FAIL_ENTRY => Exit::Broken(Broken::FailEntry {
             reason: u64_at(body, UNION),
             cpu: u32_at(body, UNION + 8),
         }),
         KVM_EXIT_INTERNAL_ERROR => {
             let words = (u32_at(body, UNION + 4) as usize).min(EVIDENCE);
-            let evidence = (0..words).map(|i| u64_at(body, UNION + 8 + 8 * i)).collect();
-            Exit::Broken(Broken::Internal { suberror: u32_at(body, UNION), evidence })
+            let evidence = (0..words)
+                .map(|i| u64_at(body, UNION + 8 + 8 * i))
+                .collect();
+            Exit::Broken(Broken::Internal {
+                suberror: u32_at(body, UNION),
+                evidence,
+            })
         }
         KVM_EXIT_MEMORY_FAULT => Exit::Broken(Broken::MemoryFault {
             address: u64_at(body, UNION + 8),
@@ -191,7 +210,13 @@ mod tests {
     #[test]
     fn string_io_keeps_width_and_count() {
         let mut image = Image::io(1, 2, 0x3f8, 3, 4096).put(4096, &[1, 2, 3, 4, 5, 6, 7]);
-        let Exit::Pio { port, width, direction, data } = decode(&mut image.0) else {
+        let Exit::Pio {
+            port,
+            width,
+            direction,
+            data,
+        } = decode(&mut image.0)
+        else {
             panic!("not a port access");
         };
         assert_eq!((port, width, direction), (0x3f8, 2, Direction::Out));
@@ -201,7 +226,12 @@ mod tests {
     #[test]
     fn input_is_written_where_the_kernel_looks() {
         let mut image = Image::io(0, 4, 0xcfc, 1, 4096);
-        let Exit::Pio { direction: Direction::In, data, .. } = decode(&mut image.0) else {
+        let Exit::Pio {
+            direction: Direction::In,
+            data,
+            ..
+        } = decode(&mut image.0)
+        else {
             panic!("not an input");
         };
         data.copy_from_slice(&[9, 8, 7, 6]);
@@ -226,13 +256,19 @@ mod tests {
             (255, 255, 4096),
             (1, 0, 4096),
         ] {
-            assert!(is_unknown(Image::io(0, size, 1, count, offset), KVM_EXIT_IO), "{offset:#x}");
+            assert!(
+                is_unknown(Image::io(0, size, 1, count, offset), KVM_EXIT_IO),
+                "{offset:#x}"
+            );
         }
         assert!(is_unknown(Image::io(2, 1, 1, 1, 4096), KVM_EXIT_IO));
         // The very last byte is still inside.
         assert!(matches!(
             decode(&mut Image::io(0, 4, 1, 1, end - 4).0),
-            Exit::Pio { data: [0, 0, 0, 0], .. }
+            Exit::Pio {
+                data: [0, 0, 0, 0],
+                ..
+            }
         ));
     }
 
@@ -244,7 +280,12 @@ mod tests {
                 .put(MMIO_DATA, &[1, 2, 3, 4, 5, 6, 7, 8])
                 .put(MMIO_LEN, &len.to_ne_bytes())
                 .put(MMIO_IS_WRITE, &[(len & 1) as u8]);
-            let Exit::Mmio { address, write, data } = decode(&mut image.0) else {
+            let Exit::Mmio {
+                address,
+                write,
+                data,
+            } = decode(&mut image.0)
+            else {
                 panic!("not a memory access");
             };
             assert_eq!((address, write), (0xfee0_0000, len & 1 == 1));
@@ -267,8 +308,7 @@ mod tests {
             panic!("not an internal error");
         };
         assert_eq!((suberror, evidence), (3, vec![0xaa, 0xbb]));
-        let mut image =
-            Image::new(KVM_EXIT_INTERNAL_ERROR).put(UNION + 4, &u32::MAX.to_ne_bytes());
+        let mut image = Image::new(KVM_EXIT_INTERNAL_ERROR).put(UNION + 4, &u32::MAX.to_ne_bytes());
         let Exit::Broken(Broken::Internal { evidence, .. }) = decode(&mut image.0) else {
             panic!("not an internal error");
         };
@@ -278,10 +318,22 @@ mod tests {
     #[test]
     fn the_rare_ones() {
         let mut image = Image::new(KVM_EXIT_IOAPIC_EOI).put(UNION, &[0x41]);
-        assert!(matches!(decode(&mut image.0), Exit::EndOfInterrupt { vector: 0x41 }));
-        assert!(matches!(decode(&mut Image::new(KVM_EXIT_HLT).0), Exit::Halt));
-        assert!(matches!(decode(&mut Image::new(KVM_EXIT_INTR).0), Exit::Interrupted));
-        assert!(matches!(decode(&mut Image::new(KVM_EXIT_SHUTDOWN).0), Exit::Shutdown));
+        assert!(matches!(
+            decode(&mut image.0),
+            Exit::EndOfInterrupt { vector: 0x41 }
+        ));
+        assert!(matches!(
+            decode(&mut Image::new(KVM_EXIT_HLT).0),
+            Exit::Halt
+        ));
+        assert!(matches!(
+            decode(&mut Image::new(KVM_EXIT_INTR).0),
+            Exit::Interrupted
+        ));
+        assert!(matches!(
+            decode(&mut Image::new(KVM_EXIT_SHUTDOWN).0),
+            Exit::Shutdown
+        ));
         for (kind, event) in [
             (1u32, SystemEvent::Shutdown),
             (2, SystemEvent::Reset),
@@ -294,22 +346,43 @@ mod tests {
         let mut image = Image::new(KVM_EXIT_DEBUG)
             .put(UNION, &1u32.to_ne_bytes())
             .put(UNION + 8, &0x1000u64.to_ne_bytes());
-        assert!(matches!(decode(&mut image.0), Exit::Debug { exception: 1, pc: 0x1000 }));
+        assert!(matches!(
+            decode(&mut image.0),
+            Exit::Debug {
+                exception: 1,
+                pc: 0x1000
+            }
+        ));
         let mut image = Image::new(KVM_EXIT_FAIL_ENTRY)
             .put(UNION, &0x8000_0021u64.to_ne_bytes())
             .put(UNION + 8, &5u32.to_ne_bytes());
         let Exit::Broken(broken) = decode(&mut image.0) else {
             panic!("not broken");
         };
-        assert_eq!(broken, Broken::FailEntry { reason: 0x8000_0021, cpu: 5 });
+        assert_eq!(
+            broken,
+            Broken::FailEntry {
+                reason: 0x8000_0021,
+                cpu: 5
+            }
+        );
         let mut image = Image::new(KVM_EXIT_MEMORY_FAULT)
             .put(UNION + 8, &0x2000u64.to_ne_bytes())
             .put(UNION + 16, &4096u64.to_ne_bytes());
         let Exit::Broken(broken) = decode(&mut image.0) else {
             panic!("not broken");
         };
-        assert_eq!(broken, Broken::MemoryFault { address: 0x2000, len: 4096 });
-        assert!(is_unknown(Image::new(KVM_EXIT_HYPERCALL), KVM_EXIT_HYPERCALL));
+        assert_eq!(
+            broken,
+            Broken::MemoryFault {
+                address: 0x2000,
+                len: 4096
+            }
+        );
+        assert!(is_unknown(
+            Image::new(KVM_EXIT_HYPERCALL),
+            KVM_EXIT_HYPERCALL
+        ));
         assert!(is_unknown(Image::new(12345), 12345));
     }
 
@@ -318,7 +391,10 @@ mod tests {
         let full = Image::io(0, 1, 1, 1, 4096).0;
         for len in 0..64 {
             let mut short = full[..len].to_vec();
-            assert!(matches!(decode(&mut short), Exit::Broken(Broken::Unknown { .. })));
+            assert!(matches!(
+                decode(&mut short),
+                Exit::Broken(Broken::Unknown { .. })
+            ));
         }
     }
 }

@@ -87,7 +87,11 @@ impl Kvm {
         // The size of the FPU area depends on what was just requested.
         let capabilities = Capabilities::read(&kvm).max_xsave(capabilities);
         let io = |e: kvm_ioctls::Error| OpenError::Io(io::Error::from_raw_os_error(e.errno()));
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(io)?.as_slice().to_vec();
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(io)?
+            .as_slice()
+            .to_vec();
         let msrs = kvm.get_msr_index_list().map_err(io)?.as_slice().to_vec();
         let run_size = kvm.get_vcpu_mmap_size().map_err(io)?;
         Ok(Self(Arc::new(Host {
@@ -103,6 +107,16 @@ impl Kvm {
     /// What this host's KVM can do.
     pub fn capabilities(&self) -> &Capabilities {
         &self.0.capabilities
+    }
+
+    /// [`Hypervisor::max_vcpus`], for callers that do not know the seam.
+    pub fn most_vcpus(&self) -> u32 {
+        Hypervisor::max_vcpus(self)
+    }
+
+    /// [`Hypervisor::physical_address_bits`], for callers that do not know the seam.
+    pub fn address_bits(&self) -> u8 {
+        Hypervisor::physical_address_bits(self)
     }
 }
 
@@ -155,7 +169,9 @@ fn explain(errno: i32, cpuinfo: &str) -> OpenError {
             .any(|l| l.split_whitespace().any(|f| f == name))
     };
     match errno {
-        libc::ENOENT if flag("vmx") => OpenError::NotLoaded { module: "kvm_intel" },
+        libc::ENOENT if flag("vmx") => OpenError::NotLoaded {
+            module: "kvm_intel",
+        },
         libc::ENOENT if flag("svm") => OpenError::NotLoaded { module: "kvm_amd" },
         libc::ENOENT => OpenError::NoVirtualization,
         libc::ENODEV | libc::ENXIO => OpenError::NoDriver,
@@ -171,7 +187,11 @@ fn request_guest_amx() {
     const XFEATURE_XTILE_DATA: libc::c_ulong = 18;
     // SAFETY: this request takes a number and touches no memory of this process.
     unsafe {
-        libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM, XFEATURE_XTILE_DATA);
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_GUEST_PERM,
+            XFEATURE_XTILE_DATA,
+        );
     }
 }
 
@@ -188,7 +208,8 @@ mod tests {
 
     #[test]
     fn each_cause_has_its_own_mend() {
-        let say = |errno, flags: &str| explain(errno, &format!("flags\t: fpu {flags} sse\n")).to_string();
+        let say =
+            |errno, flags: &str| explain(errno, &format!("flags\t: fpu {flags} sse\n")).to_string();
         assert!(say(libc::ENOENT, "vmx").contains("modprobe kvm_intel"));
         assert!(say(libc::ENOENT, "svm").contains("modprobe kvm_amd"));
         assert!(say(libc::ENOENT, "avx").contains("firmware settings"));
@@ -196,8 +217,15 @@ mod tests {
         assert!(say(libc::EACCES, "vmx").contains("usermod -aG kvm"));
         assert!(say(libc::EMFILE, "vmx").contains("Too many open files"));
         // vmx in another word or another line is not the flag.
-        assert!(matches!(explain(libc::ENOENT, "vmx flags: ept\nflags: novmx"), OpenError::NoVirtualization));
-        assert!(OpenError::Version { found: 11 }.to_string().contains("11 instead of 12"));
+        assert!(matches!(
+            explain(libc::ENOENT, "vmx flags: ept\nflags: novmx"),
+            OpenError::NoVirtualization
+        ));
+        assert!(
+            OpenError::Version { found: 11 }
+                .to_string()
+                .contains("11 instead of 12")
+        );
         let lacks = OpenError::Lacks(vec!["KVM_CAP_A", "KVM_CAP_B"]).to_string();
         assert!(lacks.contains("KVM_CAP_A, KVM_CAP_B: update"), "{lacks}");
     }

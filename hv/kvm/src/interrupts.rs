@@ -1,8 +1,8 @@
 //! Messages to the local APICs, and the routes that make level-triggered ends of interrupt exit.
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry,
-    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, kvm_msi,
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_msi, kvm_msi,
 };
 use kvm_ioctls::VmFd;
 use nyx_device::{Msi, MsiSink};
@@ -41,7 +41,12 @@ pub(crate) struct KvmMsi {
 impl MsiSink for KvmMsi {
     fn signal(&self, msi: Msi) {
         let (address_lo, address_hi) = address(msi, self.wide_ids);
-        let message = kvm_msi { address_lo, address_hi, data: msi.data, ..Default::default() };
+        let message = kvm_msi {
+            address_lo,
+            address_hi,
+            data: msi.data,
+            ..Default::default()
+        };
         // Zero means that the guest has the vector blocked; an error, that it aimed at nobody or
         // wrote nonsense. Hardware drops such messages too.
         let _ = self.vm.signal_msi(message);
@@ -67,7 +72,12 @@ impl Routes {
                 gsi: pin as u32,
                 type_: KVM_IRQ_ROUTING_MSI,
                 u: kvm_irq_routing_entry__bindgen_ty_1 {
-                    msi: kvm_irq_routing_msi { address_lo, address_hi, data, ..Default::default() },
+                    msi: kvm_irq_routing_msi {
+                        address_lo,
+                        address_hi,
+                        data,
+                        ..Default::default()
+                    },
                 },
                 ..Default::default()
             })
@@ -104,7 +114,10 @@ mod tests {
         assert_eq!(address(msi(0xfee1_2fe0), true), (0xfee1_2000, 0x7f00));
         assert_eq!(address(msi(0xfee1_2000), true), (0xfee1_2000, 0));
         // A remapping unit gives the high half itself.
-        assert_eq!(address(msi(0x0001_0000_fee1_2000), true), (0xfee1_2000, 0x1_0000));
+        assert_eq!(
+            address(msi(0x0001_0000_fee1_2000), true),
+            (0xfee1_2000, 0x1_0000)
+        );
         // Redirection hint and destination mode are kept.
         assert_eq!(address(msi(0xfee1_202c), true), (0xfee1_200c, 0x100));
         // Without 32-bit ids KVM wants zero there.

@@ -27,7 +27,11 @@ const IOEVENTFD: u64 = request(WRITE, 0x79, size_of::<kvm_ioeventfd>());
 pub(crate) const XSAVE_LEGACY: usize = size_of::<kvm_xsave>();
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// `KVM_RUN`.

@@ -49,7 +49,11 @@ pub(crate) struct Kicker {
 
 impl Kicker {
     pub(crate) fn new(immediate_exit: ImmediateExit) -> Self {
-        Self { immediate_exit, pending: AtomicBool::new(false), target: Arc::default() }
+        Self {
+            immediate_exit,
+            pending: AtomicBool::new(false),
+            target: Arc::default(),
+        }
     }
 
     /// Makes the calling thread the one to signal.
@@ -140,5 +144,9 @@ fn install_signal() -> io::Result<()> {
         libc::sigaddset(&raw mut set, signal());
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(result))
+    }
 }

@@ -43,5 +43,8 @@ use nyx_hypervisor::HvError;
 
 /// An ioctl's failure as the seam's error.
 pub(crate) fn refused(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> HvError {
-    move |e| HvError { operation, source: std::io::Error::from_raw_os_error(e.errno()) }
+    move |e| HvError {
+        operation,
+        source: std::io::Error::from_raw_os_error(e.errno()),
+    }
 }

@@ -67,9 +67,7 @@ impl RunPage {
     pub(crate) fn body(&mut self) -> &mut [u8] {
         // SAFETY: `map` checked that the mapping is longer than BODY and it lives as long as self;
         // `&mut self` makes this the only reference to the body, and the atomic byte lies before.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.0.base.as_ptr().add(BODY), self.0.len - BODY)
-        }
+        unsafe { std::slice::from_raw_parts_mut(self.0.base.as_ptr().add(BODY), self.0.len - BODY) }
     }
 
     /// A handle on `immediate_exit` for any thread.
@@ -89,7 +87,12 @@ impl ImmediateExit {
         // SAFETY: the byte lies within the mapping, which `self` keeps alive, an AtomicU8 has the
         // layout of a u8, and every user-space access to this byte is atomic.
         let byte = unsafe {
-            AtomicU8::from_ptr(self.0.base.as_ptr().add(offset_of!(kvm_run, immediate_exit)))
+            AtomicU8::from_ptr(
+                self.0
+                    .base
+                    .as_ptr()
+                    .add(offset_of!(kvm_run, immediate_exit)),
+            )
         };
         byte.store(on.into(), Ordering::SeqCst);
     }

@@ -84,7 +84,9 @@ impl Slots {
     /// The slots now registered, if they are being logged.
     pub(crate) fn logged(&self) -> Option<Vec<(u32, Slot)>> {
         let table = self.table.lock();
-        table.logging.then(|| table.slots.iter().map(|(&n, &s)| (n, s)).collect())
+        table
+            .logging
+            .then(|| table.slots.iter().map(|(&n, &s)| (n, s)).collect())
     }
 }
 
@@ -101,13 +103,21 @@ impl RamObserver for SlotObserver {
         if at.len == 0 || !at.base.is_multiple_of(PAGE) || !at.len.is_multiple_of(PAGE) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("memory at {:#x} of {:#x} bytes is not whole pages", at.base, at.len),
+                format!(
+                    "memory at {:#x} of {:#x} bytes is not whole pages",
+                    at.base, at.len
+                ),
             ));
         }
         let mut table = self.0.table.lock();
-        let slot = (0..self.0.most).find(|n| !table.slots.contains_key(n)).ok_or_else(|| {
-            io::Error::other(format!("all {} memory slots of KVM are in use", self.0.most))
-        })?;
+        let slot = (0..self.0.most)
+            .find(|n| !table.slots.contains_key(n))
+            .ok_or_else(|| {
+                io::Error::other(format!(
+                    "all {} memory slots of KVM are in use",
+                    self.0.most
+                ))
+            })?;
         self.0.register(slot, at, table.logging)?;
         table.slots.insert(slot, at);
         Ok(())
@@ -117,7 +127,10 @@ impl RamObserver for SlotObserver {
         let mut table = self.0.table.lock();
         let GuestAddress(base) = extent.base;
         let len = extent.len as u64;
-        let found = table.slots.iter().find(|(_, s)| s.base == base && s.len == len);
+        let found = table
+            .slots
+            .iter()
+            .find(|(_, s)| s.base == base && s.len == len);
         let Some((&slot, &at)) = found else {
             return;
         };

@@ -44,6 +44,11 @@ const LVT_TIMER: usize = 0x320;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_MODE: u32 = 3 << 17;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
+/// The local interrupt pins' entries and their delivery modes (Intel SDM vol. 3 figure 11-8).
+const LVT_LINT0: usize = 0x350;
+const LVT_LINT1: usize = 0x360;
+const LVT_NMI: u32 = 4;
+const LVT_EXTINT: u32 = 7;
 
 /// Why state is applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,13 +98,24 @@ impl KvmVcpu {
         fd.set_cpuid2(&table).map_err(refused("KVM_SET_CPUID2"))?;
         // SAFETY: the descriptor is open: `fd` lives to the end of this function.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-        let page = RunPage::map(borrowed, host.run_size)
-            .map_err(|source| HvError { operation: "mapping kvm_run", source })?;
+        let page = RunPage::map(borrowed, host.run_size).map_err(|source| HvError {
+            operation: "mapping kvm_run",
+            source,
+        })?;
         let kicker = Arc::new(Kicker::new(page.immediate_exit()));
         initialize_msrs(&fd);
-        let power_on = capture(&fd, &host)
-            .map_err(|e| HvError { operation: "vCPU state", source: io::Error::other(e) })?;
-        Ok(Self { fd, page, kicker, host, power_on })
+        initialize_lapic(&fd, index == 0)?;
+        let power_on = capture(&fd, &host).map_err(|e| HvError {
+            operation: "vCPU state",
+            source: io::Error::other(e),
+        })?;
+        Ok(Self {
+            fd,
+            page,
+            kicker,
+            host,
+            power_on,
+        })
     }
 
     #[inline]
@@ -124,7 +140,10 @@ impl KvmVcpu {
             {
                 Ok(exit::decode(self.page.body()))
             }
-            _ => Err(HvError { operation: "KVM_RUN", source }),
+            _ => Err(HvError {
+                operation: "KVM_RUN",
+                source,
+            }),
         }
     }
 
@@ -151,16 +170,23 @@ impl Vcpu for KvmVcpu {
     }
 
     fn kick_handle(&mut self) -> Result<Arc<dyn Kick>, HvError> {
-        self.kicker
-            .attach()
-            .map_err(|source| HvError { operation: "installing the kick signal", source })?;
+        self.kicker.attach().map_err(|source| HvError {
+            operation: "installing the kick signal",
+            source,
+        })?;
         Ok(self.kicker.clone())
     }
 
     fn set_entry(&mut self, entry: &EntryState) -> Result<(), HvError> {
         let mut sregs = self.fd.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
         sregs.cs = segment(entry.cs);
-        for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+        for data in [
+            &mut sregs.ds,
+            &mut sregs.es,
+            &mut sregs.fs,
+            &mut sregs.gs,
+            &mut sregs.ss,
+        ] {
             *data = segment(entry.data);
         }
         // A processor always has a task register; an absent one keeps its reset value.
@@ -171,7 +197,9 @@ impl Vcpu for KvmVcpu {
         sregs.idt = table(entry.idt);
         (sregs.cr0, sregs.cr3, sregs.cr4) = (entry.cr0, entry.cr3, entry.cr4);
         sregs.efer = entry.efer;
-        self.fd.set_sregs(&sregs).map_err(refused("KVM_SET_SREGS"))?;
+        self.fd
+            .set_sregs(&sregs)
+            .map_err(refused("KVM_SET_SREGS"))?;
         let regs = kvm_regs {
             rip: entry.rip,
             rsp: entry.rsp,
@@ -184,16 +212,26 @@ impl Vcpu for KvmVcpu {
     }
 
     fn reset(&mut self) -> Result<(), HvError> {
-        self.apply_reset()
-            .map_err(|e| HvError { operation: "vCPU reset", source: io::Error::other(e) })
+        self.apply_reset().map_err(|e| HvError {
+            operation: "vCPU reset",
+            source: io::Error::other(e),
+        })
     }
 
     fn save(&mut self) -> Result<Blob, SaveError> {
-        State { fd: &self.fd, host: &self.host }.save_blob()
+        State {
+            fd: &self.fd,
+            host: &self.host,
+        }
+        .save_blob()
     }
 
     fn restore(&mut self, blob: &Blob) -> Result<(), RestoreError> {
-        State { fd: &self.fd, host: &self.host }.restore_blob(blob)
+        State {
+            fd: &self.fd,
+            host: &self.host,
+        }
+        .restore_blob(blob)
     }
 
     fn inject_nmi(&mut self) -> Result<(), HvError> {
@@ -230,12 +268,18 @@ fn segment(s: Segment) -> kvm_segment {
 }
 
 fn table((base, limit): (u64, u16)) -> kvm_dtable {
-    kvm_dtable { base, limit, ..Default::default() }
+    kvm_dtable {
+        base,
+        limit,
+        ..Default::default()
+    }
 }
 
 /// What firmware would leave behind. KVM may refuse any of them; the guest then sees KVM's value.
 fn initialize_msrs(fd: &VcpuFd) {
-    let misc = read_msrs(fd, &[IA32_MISC_ENABLE]).first().map_or(0, |m| m.value);
+    let misc = read_msrs(fd, &[IA32_MISC_ENABLE])
+        .first()
+        .map_or(0, |m| m.value);
     for (index, value) in [
         (IA32_MISC_ENABLE, misc | MISC_ENABLE_FAST_STRING),
         (IA32_MTRR_DEF_TYPE, MTRR_WRITE_BACK),
@@ -245,23 +289,53 @@ fn initialize_msrs(fd: &VcpuFd) {
     }
 }
 
+/// Sets the local interrupt pins as firmware does: LINT1 is NMI, and LINT0 of the boot processor takes
+/// the 8259's interrupts (MultiProcessor Specification 1.4 §3.6.2.2, virtual wire mode).
+///
+/// Writing the local APIC also makes KVM look at its id again. It must: KVM resets a new vCPU's
+/// local APIC before it adds the vCPU to the VM, so until then no interrupt, INIT or SIPI finds it.
+fn initialize_lapic(fd: &VcpuFd, boot_processor: bool) -> Result<(), HvError> {
+    let mut lapic = fd.get_lapic().map_err(refused("KVM_GET_LAPIC"))?;
+    let mut put = |offset: usize, mode: u32| {
+        let bytes = (mode << 8).to_le_bytes();
+        for (register, byte) in lapic.regs[offset..offset + 4].iter_mut().zip(bytes) {
+            *register = byte as _;
+        }
+    };
+    if boot_processor {
+        put(LVT_LINT0, LVT_EXTINT);
+    }
+    put(LVT_LINT1, LVT_NMI);
+    fd.set_lapic(&lapic).map_err(refused("KVM_SET_LAPIC"))
+}
+
 /// Reads those of `indices` that can be read.
 fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Vec<SavedMsr> {
     let mut read = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {
         let batch = &rest[..rest.len().min(MSR_BATCH)];
-        let entries: Vec<_> =
-            batch.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+        let entries: Vec<_> = batch
+            .iter()
+            .map(|&index| kvm_msr_entry {
+                index,
+                ..Default::default()
+            })
+            .collect();
         let Ok(mut msrs) = Msrs::from_entries(&entries) else {
             break;
         };
         // The kernel stops at the first that it refuses, and says how many came before it.
         let count = fd.get_msrs(&mut msrs).unwrap_or(0).min(batch.len());
-        read.extend(
-            msrs.as_slice()[..count].iter().map(|m| SavedMsr { index: m.index, value: m.data }),
-        );
-        let next = if count < batch.len() { count + 1 } else { count };
+        read.extend(msrs.as_slice()[..count].iter().map(|m| SavedMsr {
+            index: m.index,
+            value: m.data,
+        }));
+        let next = if count < batch.len() {
+            count + 1
+        } else {
+            count
+        };
         rest = &rest[next..];
     }
     read
@@ -275,7 +349,11 @@ fn write_msrs(fd: &VcpuFd, msrs: &[SavedMsr]) -> Vec<SavedMsr> {
         let batch = &rest[..rest.len().min(MSR_BATCH)];
         let entries: Vec<_> = batch
             .iter()
-            .map(|m| kvm_msr_entry { index: m.index, data: m.value, ..Default::default() })
+            .map(|m| kvm_msr_entry {
+                index: m.index,
+                data: m.value,
+                ..Default::default()
+            })
             .collect();
         let Ok(list) = Msrs::from_entries(&entries) else {
             refused.extend_from_slice(rest);
@@ -323,19 +401,23 @@ fn borrowed(fd: &VcpuFd) -> BorrowedFd<'_> {
 
 /// Words of the FPU area that the kernel transfers.
 fn xsave_words(host: &Host) -> usize {
-    ioctl::XSAVE_LEGACY.max(host.capabilities.xsave2 as usize).div_ceil(8)
+    ioctl::XSAVE_LEGACY
+        .max(host.capabilities.xsave2 as usize)
+        .div_ceil(8)
 }
 
 /// Reads everything. The processor's run state comes first: asking for it makes the kernel accept
 /// a pending INIT or SIPI, which changes the rest.
 fn capture(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
     let caps = &host.capabilities;
-    let failed = |what: &'static str| {
-        move |e: kvm_ioctls::Error| SaveError::Read(format!("{what}: {e}"))
-    };
+    let failed =
+        |what: &'static str| move |e: kvm_ioctls::Error| SaveError::Read(format!("{what}: {e}"));
     let failed_io =
         |what: &'static str| move |e: io::Error| SaveError::Read(format!("{what}: {e}"));
-    let mp_state = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?.mp_state;
+    let mp_state = fd
+        .get_mp_state()
+        .map_err(failed("KVM_GET_MP_STATE"))?
+        .mp_state;
     let regs = ByteVec::from(fd.get_regs().map_err(failed("KVM_GET_REGS"))?.to_bytes());
     let (mut sregs, mut sregs2) = (None, None);
     if caps.sregs2 != 0 {
@@ -351,19 +433,37 @@ fn capture(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
         ioctl::get_xsave(borrowed(fd), &mut area, caps.xsave2 != 0)
             .map_err(failed_io("KVM_GET_XSAVE2"))?;
         let mut bytes: Vec<u8> = area.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let used = bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+        let used = bytes
+            .iter()
+            .rposition(|&b| b != 0)
+            .map_or(0, |last| last + 1);
         bytes.truncate(used);
         xsave = Some(bytes.into());
     }
     let xcrs = match caps.xcrs {
         0 => None,
-        _ => Some(fd.get_xcrs().map_err(failed("KVM_GET_XCRS"))?.to_bytes().into()),
+        _ => Some(
+            fd.get_xcrs()
+                .map_err(failed("KVM_GET_XCRS"))?
+                .to_bytes()
+                .into(),
+        ),
     };
     let debugregs = match caps.debugregs {
         0 => None,
-        _ => Some(fd.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?.to_bytes().into()),
+        _ => Some(
+            fd.get_debug_regs()
+                .map_err(failed("KVM_GET_DEBUGREGS"))?
+                .to_bytes()
+                .into(),
+        ),
     };
-    let lapic = Some(fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?.to_bytes().into());
+    let lapic = Some(
+        fd.get_lapic()
+            .map_err(failed("KVM_GET_LAPIC"))?
+            .to_bytes()
+            .into(),
+    );
     let tsc_khz = match caps.get_tsc_khz {
         0 => None,
         _ => fd.get_tsc_khz().ok().filter(|&khz| khz != 0),
@@ -371,16 +471,27 @@ fn capture(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
     let msrs = match host.readable_msrs.get() {
         Some(indices) => read_msrs(fd, indices),
         None => {
-            let state = host.msrs.iter().copied().filter(|i| !WALL_CLOCKS.contains(i));
+            let state = host
+                .msrs
+                .iter()
+                .copied()
+                .filter(|i| !WALL_CLOCKS.contains(i));
             let msrs = read_msrs(fd, &state.collect::<Vec<_>>());
             // All vCPUs have the same CPUID but for their ids, so they have the same registers.
-            let _ = host.readable_msrs.set(msrs.iter().map(|m| m.index).collect());
+            let _ = host
+                .readable_msrs
+                .set(msrs.iter().map(|m| m.index).collect());
             msrs
         }
     };
     let events = match caps.vcpu_events {
         0 => None,
-        _ => Some(fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?.to_bytes().into()),
+        _ => Some(
+            fd.get_vcpu_events()
+                .map_err(failed("KVM_GET_VCPU_EVENTS"))?
+                .to_bytes()
+                .into(),
+        ),
     };
     Ok(SavedVcpu {
         mp_state,
@@ -441,7 +552,10 @@ fn apply(
     if let Some(khz) = *tsc_khz {
         match_tsc_frequency(fd, host, khz)?;
     }
-    fd.set_mp_state(kvm_mp_state { mp_state: *mp_state }).map_err(failed("KVM_SET_MP_STATE"))?;
+    fd.set_mp_state(kvm_mp_state {
+        mp_state: *mp_state,
+    })
+    .map_err(failed("KVM_SET_MP_STATE"))?;
     let regs: kvm_regs = structure(regs, "general registers of another size")?;
     fd.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
     match (sregs2, sregs) {
@@ -451,7 +565,8 @@ fn apply(
                 ioctl::set_sregs2(borrowed(fd), &value).map_err(failed_io("KVM_SET_SREGS2"))?;
             } else {
                 // Without them the PAE pointers are reloaded from guest memory.
-                fd.set_sregs(&without_pointers(&value)).map_err(failed("KVM_SET_SREGS"))?;
+                fd.set_sregs(&without_pointers(&value))
+                    .map_err(failed("KVM_SET_SREGS"))?;
             }
         }
         (None, Some(bytes)) => {
@@ -487,13 +602,18 @@ fn apply(
         if caps.debugregs == 0 {
             return Err(no_place("debug registers"));
         }
-        fd.set_debug_regs(&value).map_err(failed("KVM_SET_DEBUGREGS"))?;
+        fd.set_debug_regs(&value)
+            .map_err(failed("KVM_SET_DEBUGREGS"))?;
     }
     let mut deadline_mode = false;
     if let Some(bytes) = lapic {
         let value: kvm_lapic_state = structure(bytes, "a local APIC of another size")?;
         fd.set_lapic(&value).map_err(failed("KVM_SET_LAPIC"))?;
-        let lvt = bytes.get(LVT_TIMER..).and_then(|b| b.first_chunk()).copied().unwrap_or([0; 4]);
+        let lvt = bytes
+            .get(LVT_TIMER..)
+            .and_then(|b| b.first_chunk())
+            .copied()
+            .unwrap_or([0; 4]);
         let lvt = u32::from_le_bytes(lvt);
         deadline_mode = lvt & LVT_MODE == LVT_TSC_DEADLINE && lvt & LVT_MASKED == 0;
     }
@@ -503,7 +623,8 @@ fn apply(
         if caps.vcpu_events == 0 {
             return Err(no_place("pending events"));
         }
-        fd.set_vcpu_events(&value).map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+        fd.set_vcpu_events(&value)
+            .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
     }
     Ok(())
 }
@@ -531,26 +652,35 @@ fn apply_msrs(
     };
     let timed = |index| index == IA32_TSC || index == IA32_TSC_DEADLINE;
     // A register that already has the value is not written: some accept no write at all.
-    let mut writes: Vec<SavedMsr> =
-        msrs.iter().copied().filter(|m| known(m.index) && !timed(m.index) && !same(m)).collect();
+    let mut writes: Vec<SavedMsr> = msrs
+        .iter()
+        .copied()
+        .filter(|m| known(m.index) && !timed(m.index) && !same(m))
+        .collect();
     let value = |index| msrs.iter().find(|m| m.index == index).map(|m| m.value);
     let tsc = match purpose {
         Purpose::Reset => Some(0),
         Purpose::Restore => value(IA32_TSC),
     };
-    writes.extend(tsc.map(|value| SavedMsr { index: IA32_TSC, value }));
+    writes.extend(tsc.map(|value| SavedMsr {
+        index: IA32_TSC,
+        value,
+    }));
     if let (Some(deadline), Some(tsc)) = (value(IA32_TSC_DEADLINE), tsc) {
         // Zero with the timer armed: it expired while the vCPU was being saved, and the interrupt
         // may not have reached the local APIC. One too many is harmless, one too few is a hang.
         let expired = deadline == 0 && deadline_mode && purpose == Purpose::Restore;
         let value = if expired { tsc } else { deadline };
-        writes.push(SavedMsr { index: IA32_TSC_DEADLINE, value });
+        writes.push(SavedMsr {
+            index: IA32_TSC_DEADLINE,
+            value,
+        });
     }
     let refused = write_msrs(fd, &writes);
     match refused.first() {
-        Some(m) if purpose == Purpose::Restore && !timed(m.index) => {
-            Err(RestoreError::Apply(format!("KVM refuses {:#x} for MSR {:#x}", m.value, m.index)))
-        }
+        Some(m) if purpose == Purpose::Restore && !timed(m.index) => Err(RestoreError::Apply(
+            format!("KVM refuses {:#x} for MSR {:#x}", m.value, m.index),
+        )),
         _ => Ok(()),
     }
 }

@@ -42,14 +42,24 @@ pub(crate) struct KvmVm {
 }
 
 fn error(operation: &'static str, what: String) -> HvError {
-    HvError { operation, source: io::Error::new(io::ErrorKind::InvalidInput, what) }
+    HvError {
+        operation,
+        source: io::Error::new(io::ErrorKind::InvalidInput, what),
+    }
 }
 
 impl KvmVm {
     pub(crate) fn create(host: Arc<Host>, topology: Topology) -> Result<Self, HvError> {
         use nyx_hypervisor::Hypervisor;
-        let Topology { cpus, sockets, cores, threads } = topology;
-        let product = sockets.checked_mul(cores).and_then(|n| n.checked_mul(threads));
+        let Topology {
+            cpus,
+            sockets,
+            cores,
+            threads,
+        } = topology;
+        let product = sockets
+            .checked_mul(cores)
+            .and_then(|n| n.checked_mul(threads));
         let most = crate::Kvm(host.clone()).max_vcpus();
         if cpus == 0 || cpus > most || product != Some(cpus) {
             return Err(error(
@@ -73,14 +83,18 @@ impl KvmVm {
         }
         let fd = Arc::new(host.create_vm()?);
         let enable = |cap, value: u64| {
-            let cap = kvm_enable_cap { cap, args: [value, 0, 0, 0], ..Default::default() };
+            let cap = kvm_enable_cap {
+                cap,
+                args: [value, 0, 0, 0],
+                ..Default::default()
+            };
             fd.enable_cap(&cap).is_ok()
         };
         // Optional: without it the kernel sizes its tables for the largest id of all.
-        if std::env::var("NOMAX").is_err() { enable(KVM_CAP_MAX_VCPU_ID, u64::from(highest) + 1); }
+        enable(KVM_CAP_MAX_VCPU_ID, u64::from(highest) + 1);
         let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         let wide_ids = host.capabilities.x2apic_api & flags == flags
-            && std::env::var("NOX2").is_err() && enable(KVM_CAP_X2APIC_API, flags.into());
+            && enable(KVM_CAP_X2APIC_API, flags.into());
         if highest > 254 && !wide_ids {
             return Err(error(
                 "KVM_CAP_X2APIC_API",
@@ -99,7 +113,11 @@ impl KvmVm {
         Ok(Self {
             slots: Arc::new(Slots::new(fd.clone(), &host)),
             doorbells: Arc::new(KvmDoorbells::new(fd.clone(), any_length)),
-            routes: Arc::new(Routes { vm: fd.clone(), wide_ids, known: Mutex::default() }),
+            routes: Arc::new(Routes {
+                vm: fd.clone(),
+                wide_ids,
+                known: Mutex::default(),
+            }),
             wide_ids,
             interrupts: AtomicBool::new(false),
             host,
@@ -112,7 +130,10 @@ impl KvmVm {
         if index >= self.topology.cpus {
             return Err(error(
                 "KVM_CREATE_VCPU",
-                format!("there is no CPU {index} in a machine of {}", self.topology.cpus),
+                format!(
+                    "there is no CPU {index} in a machine of {}",
+                    self.topology.cpus
+                ),
             ));
         }
         if !self.interrupts.load(Ordering::Acquire) {
@@ -121,7 +142,13 @@ impl KvmVm {
                 "the interrupt controllers must be made before the CPUs".into(),
             ));
         }
-        KvmVcpu::create(self.host.clone(), &self.fd, self.topology, index, self.wide_ids)
+        KvmVcpu::create(
+            self.host.clone(),
+            &self.fd,
+            self.topology,
+            index,
+            self.wide_ids,
+        )
     }
 }
 
@@ -136,7 +163,9 @@ impl Vm for KvmVm {
             args: [pins.into(), 0, 0, 0],
             ..Default::default()
         };
-        self.fd.enable_cap(&cap).map_err(refused("KVM_CAP_SPLIT_IRQCHIP"))?;
+        self.fd
+            .enable_cap(&cap)
+            .map_err(refused("KVM_CAP_SPLIT_IRQCHIP"))?;
         self.interrupts.store(true, Ordering::Release);
         Ok(())
     }
@@ -146,7 +175,10 @@ impl Vm for KvmVm {
     }
 
     fn msi(&self) -> Arc<dyn MsiSink> {
-        Arc::new(KvmMsi { vm: self.fd.clone(), wide_ids: self.wide_ids })
+        Arc::new(KvmMsi {
+            vm: self.fd.clone(),
+            wide_ids: self.wide_ids,
+        })
     }
 
     fn ioapic_routes(&self) -> Arc<dyn IoapicRoutes> {
@@ -184,11 +216,21 @@ impl nyx_state::Persist for Clock<'_> {
 
     fn save(&self) -> Result<SavedVm, SaveError> {
         if self.0.host.capabilities.adjust_clock == 0 {
-            return Ok(SavedVm { clock: None, realtime: None });
+            return Ok(SavedVm {
+                clock: None,
+                realtime: None,
+            });
         }
-        let clock = self.0.fd.get_clock().map_err(|e| SaveError::Read(format!("KVM_GET_CLOCK: {e}")))?;
+        let clock = self
+            .0
+            .fd
+            .get_clock()
+            .map_err(|e| SaveError::Read(format!("KVM_GET_CLOCK: {e}")))?;
         let realtime = (clock.flags & KVM_CLOCK_REALTIME != 0).then_some(clock.realtime);
-        Ok(SavedVm { clock: Some(clock.clock), realtime })
+        Ok(SavedVm {
+            clock: Some(clock.clock),
+            realtime,
+        })
     }
 
     /// The guest's clock goes on from where it was saved: time spent stopped is not counted.
@@ -197,13 +239,21 @@ impl nyx_state::Persist for Clock<'_> {
             return Ok(());
         };
         if self.0.host.capabilities.adjust_clock == 0 {
-            return Err(RestoreError::Apply("this kernel cannot set kvmclock".into()));
+            return Err(RestoreError::Apply(
+                "this kernel cannot set kvmclock".into(),
+            ));
         }
         // KVM keeps it as a signed difference to its own.
         if clock > i64::MAX as u64 {
             return Err(RestoreError::Invalid("the clock is beyond the year 2262"));
         }
-        let clock = kvm_clock_data { clock, ..Default::default() };
-        self.0.fd.set_clock(&clock).map_err(|e| RestoreError::Apply(format!("KVM_SET_CLOCK: {e}")))
+        let clock = kvm_clock_data {
+            clock,
+            ..Default::default()
+        };
+        self.0
+            .fd
+            .set_clock(&clock)
+            .map_err(|e| RestoreError::Apply(format!("KVM_SET_CLOCK: {e}")))
     }
 }

@@ -1,6 +1,8 @@
 //! The list of device and backend kinds: the one place that names them all.
 #![forbid(unsafe_code)]
 
+mod tail;
+
 use nyx_char::OnEscape;
 use nyx_chipset as chipset;
 use nyx_device::{
@@ -10,18 +12,23 @@ use nyx_pci_host::{HostBridge, PciHost};
 use nyx_virtio::Virtio;
 use nyx_virtio_devices as virtio;
 
-pub use nyx_char::{Escape, HELP as ESCAPE_HELP};
+pub use nyx_char::Escape;
+pub use tail::ConsoleTail;
 
 /// Every device kind.
 pub const KINDS: &[&dyn AnyKind] = &[
     &Erased::<chipset::Ioapic>::new(),
     &Erased::<chipset::Pm>::new(),
+    &Erased::<chipset::Rtc>::new(),
+    &Erased::<chipset::I8042>::new(),
     &Erased::<chipset::PostPort>::new(),
     &Erased::<chipset::DebugConsole>::new(),
     &Erased::<chipset::Serial>::new(),
     &Erased::<PciHost>::new(),
     &Erased::<HostBridge>::new(),
     &Erased::<Virtio<virtio::BlkKind>>::new(),
+    &Erased::<Virtio<virtio::ConsoleKind>>::new(),
+    &Erased::<Virtio<virtio::NetKind>>::new(),
     &Erased::<Virtio<virtio::RngKind>>::new(),
 ];
 
@@ -30,6 +37,8 @@ pub const KINDS: &[&dyn AnyKind] = &[
 pub struct Backends {
     /// Hears escapes typed on a terminal console.
     pub on_escape: Option<OnEscape>,
+    /// Remembers the last output of the consoles.
+    pub tail: ConsoleTail,
 }
 
 impl BackendOpener for Backends {
@@ -37,9 +46,10 @@ impl BackendOpener for Backends {
         Ok(nyx_block::open(spec)?)
     }
     fn net(&self, spec: &BackendSpec) -> Result<Box<dyn NetBackend>, BoxError> {
-        Err(format!("no network {}", spec.kind).into())
+        Ok(nyx_net::open(spec)?)
     }
     fn char(&self, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
-        Ok(nyx_char::open(spec, self.on_escape.clone())?)
+        let backend = nyx_char::open(spec, self.on_escape.clone())?;
+        Ok(Box::new(tail::Remembered { backend, tail: self.tail.clone() }))
     }
 }

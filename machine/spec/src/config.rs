@@ -237,6 +237,9 @@ pub struct NetConfig {
     /// `user`: ports forwarded to the guest, like `tcp:127.0.0.1:8080:80`.
     #[serde(default)]
     pub forward: Vec<String>,
+    /// `user`: let the guest reach services on the host's loopback, at the gateway's address.
+    #[serde(default)]
+    pub host_loopback: bool,
     /// MAC address; a stable one is made from the machine's and the device's name by default.
     #[serde(default)]
     pub mac: Option<MacAddress>,

@@ -177,6 +177,7 @@ impl VmConfig {
                 field: "vsock".into(),
             });
         }
+        devices.iter_mut().for_each(|device| drop_nulls(&mut device.config));
         let mut seen = BTreeSet::new();
         for device in &devices {
             check_name(
@@ -205,6 +206,18 @@ impl VmConfig {
             }),
             _ => Err(problems.0),
         }
+    }
+}
+
+/// What the user left open is left to the kind's own defaults.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, v| !v.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
     }
 }
 
@@ -523,6 +536,7 @@ fn net_device(index: usize, net: &NetConfig, vm: &str, problems: &mut Problems) 
     only_for("address", "tap", net.address.is_some(), is_tap);
     only_for("network", "user", net.network.is_some(), is_user);
     only_for("forward", "user", !net.forward.is_empty(), is_user);
+    only_for("host_loopback", "user", net.host_loopback, is_user);
     let pairs = net.queues.unwrap_or(1);
     if !(1..=8).contains(&pairs) {
         problems.add(
@@ -546,7 +560,7 @@ fn net_device(index: usize, net: &NetConfig, vm: &str, problems: &mut Problems) 
             "name": net.tap, "fds": net.fds, "queues": pairs, "address": net.address,
         }}),
         NetKind::User => json!({ "kind": "user", "config": {
-            "network": net.network, "forward": net.forward,
+            "network": net.network, "forward": net.forward, "host_loopback": net.host_loopback,
         }}),
         NetKind::Null => json!({ "kind": "null", "config": {} }),
     };

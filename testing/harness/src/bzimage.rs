@@ -84,7 +84,7 @@ pub(crate) fn filter(tool: &Tool, input: &[u8]) -> Result<Vec<u8>> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .with_context(|| format!("cannot start {tool:?}"))?;
+        .with_context(|| tool.failure())?;
     let mut stdin = child.stdin.take().context("no pipe to the program")?;
     let mut stdout = child.stdout.take().context("no pipe from the program")?;
     let mut output = Vec::new();
@@ -96,7 +96,11 @@ pub(crate) fn filter(tool: &Tool, input: &[u8]) -> Result<Vec<u8>> {
     // gzip and zstd complain of bytes behind the stream and have still delivered all of it, so the
     // content is judged by the caller and a failure counts only when nothing came.
     let status = child.wait()?;
-    ensure!(status.success() || !output.is_empty(), "{tool:?}: {status}");
+    ensure!(
+        status.success() || !output.is_empty(),
+        "{}: {status}",
+        tool.failure()
+    );
     Ok(output)
 }
 

@@ -28,6 +28,10 @@ pub const GUEST_KERNELS: &[Need] = &[
         why: "Debian's kernel image is compressed with xz",
     },
     Need {
+        package: "lz4",
+        why: "Debian's cloud kernel image is compressed with lz4",
+    },
+    Need {
         package: "zstd",
         why: "newer Debian kernel images are compressed with zstd",
     },
@@ -102,6 +106,7 @@ pub fn install_emulator() -> Result<()> {
     if emulator_version().is_some_and(|version| version.0 >= EMULATOR_MAJOR) {
         return Ok(());
     }
+    may_install(EMULATOR)?;
     let _lock = apt_lock()?;
     if candidate("qemu-system-x86").is_none() {
         update()?;
@@ -189,11 +194,29 @@ fn install_from(suite: Option<&str>, needs: &[Need]) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
+    may_install(&wanted)?;
     announce(&wanted);
     if wanted.iter().any(|need| candidate(need.package).is_none()) {
         update()?;
     }
     apt_install(suite, &wanted)
+}
+
+/// Refuses, before anything is touched, when there is no way to install.
+fn may_install(needs: &[Need]) -> Result<()> {
+    if is_root() || tool::find("sudo").is_some() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = needs.iter().map(|need| need.package).collect();
+    let reasons: Vec<String> = needs
+        .iter()
+        .map(|need| format!("\n  {}: {}", need.package, need.why))
+        .collect();
+    bail!(
+        "packages are missing, and there is no sudo; run as root: apt-get install {}{}",
+        packages.join(" "),
+        reasons.concat()
+    )
 }
 
 fn announce(needs: &[Need]) {

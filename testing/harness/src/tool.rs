@@ -127,7 +127,8 @@ impl Tool {
         bail!("{}: {}\n{last}", self.failure(), output.status);
     }
 
-    fn failure(&self) -> String {
+    /// The beginning of an error about this invocation.
+    pub(crate) fn failure(&self) -> String {
         let mut line = format!("cannot run `{}", self.program.to_string_lossy());
         for argument in self.arguments.iter().take(8) {
             line.push(' ');

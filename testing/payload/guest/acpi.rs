@@ -202,14 +202,7 @@ pub fn isa_route(irq: u8) -> (u32, u32) {
 /// The sleep type of S5, from the DSDT's `_S5_` package (ACPI 6.5, 7.4.2.5). AML is not interpreted:
 /// the name and its package opcode are looked for.
 pub fn s5_type() -> Option<u16> {
-    let (fadt, len) = table(b"FACP")?;
-    let wide = if len >= 148 { number(fadt + 140, 8) } else { 0 };
-    let dsdt = if wide != 0 {
-        wide
-    } else {
-        number(fadt + 40, 4)
-    };
-    let aml = bytes(dsdt, number(dsdt + 4, 4) as usize);
+    let aml = dsdt();
     let name = aml.windows(5).position(|w| w == b"_S5_\x12")?;
     let mut at = name + 5;
     at += usize::from(aml.get(at)? >> 6) + 1; // package length
@@ -221,6 +214,56 @@ pub fn s5_type() -> Option<u16> {
         0x01 => Some(1),
         _ => None,
     }
+}
+
+/// Virtio MMIO devices (`LNRO0005`) of the DSDT: base, length, interrupt. As with `_S5_`, AML is not
+/// interpreted: the resource descriptors (ACPI 6.5, 6.4) after each name are read.
+pub fn virtio_mmio() -> impl Iterator<Item = (u64, u64, u32)> {
+    const NAME: &[u8] = b"LNRO0005";
+    let aml = dsdt();
+    let mut from = 0;
+    core::iter::from_fn(move || {
+        loop {
+            let at = from
+                + aml
+                    .get(from..)?
+                    .windows(NAME.len())
+                    .position(|w| w == NAME)?;
+            from = at + NAME.len();
+            let rest = &aml[from..aml.len().min(from + 160)];
+            let end = rest
+                .windows(NAME.len())
+                .position(|w| w == NAME)
+                .unwrap_or(rest.len());
+            let rest = &rest[..end];
+            // Memory32Fixed: 0x86, length 9, flags, base, length.
+            let memory = rest.windows(12).find(|w| w[..3] == [0x86, 9, 0]);
+            // Extended interrupt: 0x89, length 6, flags, count 1, number. Or an ISA mask: 0x22, 0x23.
+            let extended = rest
+                .windows(9)
+                .find(|w| w[..3] == [0x89, 6, 0] && w[4] == 1);
+            let isa = rest.windows(3).find(|w| matches!(w[0], 0x22 | 0x23));
+            let interrupt = extended
+                .map(|w| word(w, 5))
+                .or_else(|| isa.map(|w| u16::from_le_bytes([w[1], w[2]]).trailing_zeros()));
+            if let (Some(memory), Some(interrupt)) = (memory, interrupt) {
+                return Some((word(memory, 4).into(), word(memory, 8).into(), interrupt));
+            }
+        }
+    })
+}
+
+fn dsdt() -> &'static [u8] {
+    let Some((fadt, len)) = table(b"FACP") else {
+        return &[];
+    };
+    let wide = if len >= 148 { number(fadt + 140, 8) } else { 0 };
+    let at = if wide != 0 {
+        wide
+    } else {
+        number(fadt + 40, 4)
+    };
+    bytes(at, number(at + 4, 4) as usize)
 }
 
 /// Powers off through S5. Returns if that did not end the machine.

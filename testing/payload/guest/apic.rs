@@ -1,8 +1,9 @@
-//! The local APIC (in xAPIC mode) and the I/O APIC, as drivers see them.
+//! The local APIC and the I/O APIC, as drivers see them.
 
-use crate::boot::VEC_SPURIOUS;
-use crate::cpu::{outb, read32, write32};
-use core::sync::atomic::{AtomicU64, Ordering};
+use crate::boot::{VEC_AUTO, VEC_SPURIOUS};
+use crate::cpu::{self, outb, read32, write32};
+use core::arch::x86_64::__cpuid_count;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Where the local APIC lies.
 pub const LAPIC: u64 = 0xfee0_0000;
@@ -23,34 +24,98 @@ pub mod lapic {
     pub const TIMER_DIVIDE: u64 = 0x3e0;
 }
 
+/// Whether x2APIC mode is in use: registers are MSRs, and ids may be 255 and more.
+static X2APIC: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "C" {
+    fn x2apic_eoi();
+}
+
+/// Changes to x2APIC mode on this CPU, and on the others as they start; false if there is none. The
+/// interrupt stubs are rewritten: as built they end interrupts through memory.
+pub fn use_x2apic() -> bool {
+    const STUBS: u64 = 0x10_0000;
+    /// Where in a stub the nine bytes of the store to the EOI register are, and their opcode.
+    const STORE: u64 = 8;
+    const MOV: u8 = 0xa3;
+    if __cpuid_count(1, 0).ecx & 1 << 21 == 0 {
+        return false;
+    }
+    X2APIC.store(true, Ordering::Release);
+    let target = x2apic_eoi as *const () as u64;
+    for vector in u64::from(VEC_AUTO)..u64::from(VEC_SPURIOUS) {
+        let at = STUBS + 32 * vector + STORE;
+        if cpu::read8(at) == MOV {
+            // call x2apic_eoi; 4 x nop
+            cpu::write8(at, 0xe8);
+            cpu::write32(at + 1, target.wrapping_sub(at + 5) as u32);
+            cpu::write32(at + 5, 0x9090_9090);
+        }
+    }
+    enable();
+    true
+}
+
+/// Whether x2APIC mode is in use.
+pub fn is_x2apic() -> bool {
+    X2APIC.load(Ordering::Acquire)
+}
+
+/// Reads a register of the local APIC.
+pub fn get(register: u64) -> u32 {
+    if is_x2apic() {
+        cpu::rdmsr(0x800 + (register / 16) as u32).unwrap_or(0) as u32
+    } else {
+        read32(LAPIC + register)
+    }
+}
+
+/// Writes a register of the local APIC.
+pub fn set(register: u64, value: u32) {
+    if is_x2apic() {
+        let _ = cpu::wrmsr(0x800 + (register / 16) as u32, value.into());
+    } else {
+        write32(LAPIC + register, value);
+    }
+}
+
 /// Lets this CPU's LAPIC deliver interrupts, and silences the 8259s, whose vectors after firmware
 /// are those of exceptions.
 pub fn enable() {
     outb(0x21, 0xff);
     outb(0xa1, 0xff);
-    write32(LAPIC + lapic::SPURIOUS, 0x100 | u32::from(VEC_SPURIOUS));
+    if is_x2apic() {
+        // SDM vol. 3, 11.12.1: EN and EXTD.
+        let _ = cpu::rdmsr(0x1b).and_then(|base| cpu::wrmsr(0x1b, base | 0xc00));
+    }
+    set(lapic::SPURIOUS, 0x100 | u32::from(VEC_SPURIOUS));
 }
 
 /// This CPU's APIC id.
 pub fn id() -> u32 {
-    read32(LAPIC + lapic::ID) >> 24
+    let id = get(lapic::ID);
+    if is_x2apic() { id } else { id >> 24 }
 }
 
 /// Ends the interrupt in service.
 pub fn eoi() {
-    write32(LAPIC + lapic::EOI, 0);
+    set(lapic::EOI, 0);
 }
 
 /// Whether `vector` is requested or in service (`at` is `lapic::IRR` or `lapic::ISR`).
 pub fn bit(at: u64, vector: u8) -> bool {
-    let word = read32(LAPIC + at + u64::from(vector / 32) * 0x10);
+    let word = get(at + u64::from(vector / 32) * 0x10);
     word & 1 << (vector % 32) != 0
 }
 
 /// Sends an inter-processor interrupt: `command` is the low word of the ICR.
 pub fn send(to: u32, command: u32) {
-    write32(LAPIC + lapic::ICR_HIGH, to << 24);
-    write32(LAPIC + lapic::ICR_LOW, command);
+    if is_x2apic() {
+        let _ = cpu::wrmsr(0x830, u64::from(to) << 32 | u64::from(command));
+    } else {
+        write32(LAPIC + lapic::ICR_HIGH, to << 24);
+        write32(LAPIC + lapic::ICR_LOW, command);
+    }
 }
 
 static IOAPIC: AtomicU64 = AtomicU64::new(0xfec0_0000);
@@ -75,6 +140,11 @@ pub fn ioapic_read(index: u32) -> u32 {
 pub fn ioapic_write(index: u32, value: u32) {
     write32(ioapic_base(), index);
     write32(ioapic_base() + 0x10, value);
+}
+
+/// Pins of the I/O APIC.
+pub fn pins() -> u32 {
+    (ioapic_read(1) >> 16 & 0xff) + 1
 }
 
 /// Redirection entry bits.

@@ -5,7 +5,7 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 /// CPUs the descriptor table has room for.
-pub const MAX_CPUS: usize = 256;
+pub const MAX_CPUS: usize = 1024;
 /// First vector that ring 3 must end at the LAPIC itself.
 pub const VEC_MANUAL: u8 = 0x20;
 /// First vector that its stub ends.

@@ -181,6 +181,21 @@ gate:
     call *%rdi
     iretq
 
+# What the stubs call instead of their store to the EOI register in x2APIC mode.
+    .globl x2apic_eoi
+x2apic_eoi:
+    pushq %rax
+    pushq %rcx
+    pushq %rdx
+    xorl %eax, %eax
+    xorl %edx, %edx
+    movl $0x80b, %ecx
+    wrmsr
+    popq %rdx
+    popq %rcx
+    popq %rax
+    ret
+
 # Where an exception that nobody expected goes on, in ring 3.
     .globl unexpected_fault
 unexpected_fault:

@@ -4,14 +4,50 @@ use crate::cpu::{self, outb};
 use crate::{acpi, cmdline, out, time};
 
 /// Says `done`, then ends as asked: `poweroff` (the default), `reset`, `reset-i8042`, `reset-cf9`,
-/// `triple`, `panic`, `pvpanic`, `hang`, `idle`, `nothing`.
+/// `triple`, `panic`, `pvpanic`, `hang`, `idle`, `nothing`. With `boots=N` the Nth boot powers off
+/// instead of resetting once more.
 pub fn end() -> ! {
     let how = cmdline::value("then").unwrap_or("poweroff");
     if how == "panic" {
         panic!("asked for on the command line");
     }
     out::end();
+    let resets = how.starts_with("reset") || how == "triple";
+    if resets && boot_number() >= cmdline::number_or("boots", u64::MAX) {
+        leave("poweroff");
+    }
     leave(how)
+}
+
+/// Which boot this is, counting from 1, where something outlives a reset: RAM, or the clock's memory.
+/// Counts on with every call.
+fn boot_number() -> u64 {
+    const COUNT_AT: u64 = 0x9_0000;
+    const MAGIC: u64 = 0x7275_6e73_6f66_6172;
+    const CMOS: u8 = 0x5e;
+    let in_ram = if cpu::read64(COUNT_AT) == MAGIC {
+        cpu::read64(COUNT_AT + 8)
+    } else {
+        0
+    };
+    outb(0x70, CMOS);
+    // The complement beside it tells a count from what firmware left there.
+    let count = cpu::inb(0x71);
+    outb(0x70, CMOS + 1);
+    let in_cmos = if cpu::inb(0x71) == !count {
+        u64::from(count)
+    } else {
+        0
+    };
+    let number = in_ram.max(in_cmos) + 1;
+    cpu::write64(COUNT_AT, MAGIC);
+    cpu::write64(COUNT_AT + 8, number);
+    for (index, value) in [(CMOS, number as u8), (CMOS + 1, !(number as u8))] {
+        outb(0x70, index);
+        outb(0x71, value);
+    }
+    out::line(format_args!("note boot {number}"));
+    number
 }
 
 /// Ends as asked, without a word.

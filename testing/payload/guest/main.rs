@@ -11,6 +11,11 @@
 #![no_main]
 #![deny(unsafe_op_in_unsafe_fn, unused_must_use)]
 #![allow(
+    clippy::deref_addrof,
+    clippy::mut_from_ref,
+    reason = "boot-time statics and memory shared with devices are reached through raw pointers"
+)]
+#![allow(
     dead_code,
     reason = "a driver names the registers that it does not use, too"
 )]

@@ -11,7 +11,7 @@ pub const VEC_WAKE: u8 = VEC_AUTO + 0x80;
 
 /// A page below 1 MiB; what PVH put there has been copied.
 const TRAMPOLINE: u64 = 0x8000;
-const STACK: u64 = 64 << 10;
+const STACK: u64 = 16 << 10;
 
 unsafe extern "C" {
     static trampoline: u8;
@@ -56,6 +56,9 @@ pub fn start() -> (usize, usize) {
         return (count(), wanted);
     }
     apic::enable();
+    if cmdline::value("x2apic") == Some("1") || ids[..wanted].iter().any(|&id| id > 254) {
+        apic::use_x2apic();
+    }
     let own = apic::id();
     APIC_IDS[0].store(own, Ordering::Release);
     // SAFETY: the page is RAM that nothing else uses; the bounds come from the linker.
@@ -63,12 +66,11 @@ pub fn start() -> (usize, usize) {
         let len = (&raw const trampoline_end) as usize - (&raw const trampoline) as usize;
         core::ptr::copy_nonoverlapping(&raw const trampoline, TRAMPOLINE as *mut u8, len);
     }
-    let mut index = 1;
-    for &id in ids[..wanted].iter().filter(|&&id| id != own) {
+    let others = ids[..wanted].iter().filter(|&&id| id != own);
+    for (index, &id) in (1..).zip(others) {
         if !start_one(index, id) {
             break;
         }
-        index += 1;
     }
     (count(), wanted)
 }
@@ -143,8 +145,8 @@ extern "C" fn ap_main() -> ! {
 pub fn run(work: fn(usize), limit: u64) -> bool {
     let others = count() - 1;
     BUSY.fetch_add(others as u32, Ordering::AcqRel);
-    for cpu in 1..=others {
-        WORK[cpu].store(work as usize as u64, Ordering::Release);
+    for (cpu, mailbox) in WORK.iter().enumerate().skip(1).take(others) {
+        mailbox.store(work as usize as u64, Ordering::Release);
         apic::send(apic_id(cpu), 0x4000 | u32::from(VEC_WAKE));
     }
     work(0);

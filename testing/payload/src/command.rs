@@ -73,7 +73,37 @@ impl Command {
         self
     }
 
-    /// Sets `key=value`.
+    /// Sets `key=value`. Numbers may be hexadecimal (`0x…`) and end in `K`, `M` or `G`.
+    ///
+    /// | key | meaning |
+    /// |---|---|
+    /// | `out=e9` | print on the debug port instead of COM1 |
+    /// | `without_tests=a,b` | leave tests out of `test=all` |
+    /// | `gentle=1` | leave out accesses that other VMMs are known to abort on |
+    /// | `want_cpus=N`, `want_memory=BYTES` | what the firmware tables must add up to |
+    /// | `initrd_len=`, `initrd_sum=` | length and sum of all bytes, for the test `initrd` |
+    /// | `cpus=N` | start this many CPUs, ids from 0, also without a MADT; `x2apic=1` in x2APIC mode |
+    /// | `hammer=N` | rounds of `smp-hammer` (500) |
+    /// | `debugcon=none`, `ioapic_pins=N` | a machine without port 0xe9, with other than 24 pins |
+    /// | `unclaimed_mmio=ADDRESS` | memory that nobody claims (0xfed80000) |
+    /// | `windows=BASE:LEN,…` | windows for the test `windows`; `windows_write=1` writes to them too |
+    /// | `all_ports=1` | the test `ports` reads every port once |
+    /// | `pci_mem=`, `pci_io=` | where BARs that are at zero are put (0xe8000000, 0xc000) |
+    /// | `pci_free=` | a free place for a moved BAR (0xfd000000) |
+    /// | `intx=GSI` | the pin of PCI wires, if the interrupt line registers do not say |
+    /// | `virtio_mmio.device=SIZE@BASE:GSI` | as for Linux; without it the DSDT is searched |
+    /// | `blk_base=`, `blk_sectors=` | the sectors that disk tests may overwrite (all) |
+    /// | `blk_id=`, `blk_queues=` | the serial and the number of queues that disks must have |
+    /// | `salt=N` | what `blk-fill` writes and `blk-verify` expects |
+    /// | `net_frames=N`, `net_wait=MS` | frames to send (64); how long frames of type 0x88b5 are sent back (0) |
+    /// | `vsock_port=`, `vsock_bytes=`, `vsock_cid=` | an echo service on the host (1024), how much to send, the id expected |
+    /// | `vsock=refused` | nobody listens on the port |
+    /// | `console=echo` | `virtio-console` echoes port 0 until `quit` |
+    /// | `without=indirect,event-idx` | features that the disk benches do without |
+    /// | `boots=N` | of endings that reset: the Nth boot powers off (if RAM or CMOS outlives a reset) |
+    /// | `run=tick`, `tick_ms=`, `ticks=`, `hold=` | lines `tick N`, memory of `hold` bytes checked between |
+    /// | `run=dirty`, `rate=`, `rounds=`, `hold=` | pages written per ms over `hold` bytes, checked each round |
+    /// | `run=echo` | COM1 echoes in capitals until `quit` |
     #[must_use]
     pub fn option(mut self, key: &str, value: impl fmt::Display) -> Self {
         self.options.push(format!("{key}={value}"));

@@ -5,9 +5,9 @@ use crate::{
     RecordedPower,
 };
 use nyx_device::{
-    AnyKind, Attach, BackendOpener, BackendSpec, Bdf, BlockBackend, BoxError, CharBackend,
-    Demand, Device, DeviceKind, Erased, Extensions, FaultPort, IrqDemand, IrqLine, NetBackend,
-    NoDoorbells, PciPort, Placement, PowerPort, Slot, Threads, VmClock, Waker, Wiring,
+    AnyKind, Attach, BackendOpener, BackendSpec, Bdf, BlockBackend, BoxError, CharBackend, Demand,
+    Device, DeviceKind, Erased, Extensions, FaultPort, IrqDemand, IrqLine, NetBackend, NoDoorbells,
+    PciPort, Placement, PowerPort, Slot, Threads, VmClock, Waker, Wiring,
 };
 use nyx_memory::{DmaSpace, Ram};
 use std::collections::BTreeMap;
@@ -64,7 +64,9 @@ impl Bench {
     /// A bench for a device of `kind`, attached as `attach` says. Panics when the kind refuses
     /// `config`.
     pub fn of(kind: &dyn AnyKind, config: serde_json::Value, attach: Attach) -> Self {
-        let demand = kind.demand(&config, attach).expect("the kind accepts its configuration");
+        let demand = kind
+            .demand(&config, attach)
+            .expect("the kind accepts its configuration");
         let placement = place(kind.kind(), config, attach, demand);
         let ram = Ram::from_ranges(&[(GuestAddress(0), RAM_LEN)]).expect("guest RAM can be mapped");
         let clock = VmClock::new();
@@ -93,9 +95,8 @@ impl Bench {
 
     /// The device's side of everything.
     pub fn wiring(&self) -> Wiring<'_> {
-        let line = |(role, &gsi): (&String, &u32)| {
-            (role.clone(), IrqLine::new(self.pins.clone(), gsi))
-        };
+        let line =
+            |(role, &gsi): (&String, &u32)| (role.clone(), IrqLine::new(self.pins.clone(), gsi));
         Wiring {
             placement: &self.placement,
             lines: self.placement.irqs.iter().map(line).collect(),
@@ -120,7 +121,8 @@ impl Bench {
 
     /// Builds the device of `kind`. Panics when it cannot be built.
     pub fn build_kind(&self, kind: &dyn AnyKind) -> Box<dyn Device> {
-        kind.build(&mut self.wiring()).unwrap_or_else(|e| panic!("{}: {e}", kind.kind()))
+        kind.build(&mut self.wiring())
+            .expect("the kind builds on a bench")
     }
 
     /// Puts the device into a slot, so that its waker, timers and consoles reach it.
@@ -165,9 +167,15 @@ fn place(
             base
         })
     };
-    let windows =
-        demand.windows.iter().map(|w| (w.region, address(w.len, w.fixed))).collect();
-    let bars = demand.pci.iter().flat_map(|p| p.all_bars().collect::<Vec<_>>());
+    let windows = demand
+        .windows
+        .iter()
+        .map(|w| (w.region, address(w.len, w.fixed)))
+        .collect();
+    let bars = demand
+        .pci
+        .iter()
+        .flat_map(|p| p.all_bars().collect::<Vec<_>>());
     let bars: BTreeMap<u8, u64> = bars.map(|b| (b.index, address(b.len, None))).collect();
     let mut any = 16..;
     let irqs = demand.irqs.iter().map(|(role, irq)| {
@@ -178,7 +186,10 @@ fn place(
         (role.clone(), gsi)
     });
     let irqs = irqs.collect();
-    let bdf = demand.pci.as_ref().map(|p| p.fixed.unwrap_or(Bdf::new(3, 0)));
+    let bdf = demand
+        .pci
+        .as_ref()
+        .map(|p| p.fixed.unwrap_or(Bdf::new(3, 0)));
     Placement {
         name: format!("test/{kind}"),
         kind: kind.into(),

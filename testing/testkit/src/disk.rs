@@ -40,7 +40,13 @@ impl Medium {
             write_zeroes: true,
             write_cache: true,
         };
-        let shared = Shared { bytes, geometry, flushes: 0, failing: false, requests: 0 };
+        let shared = Shared {
+            bytes,
+            geometry,
+            flushes: 0,
+            failing: false,
+            requests: 0,
+        };
         Self(Arc::new(Mutex::new(shared)))
     }
     /// Changes what the medium says of itself.
@@ -80,7 +86,10 @@ impl BlockBackend for RamDisk {
         self.0.0.lock().geometry
     }
     fn open_queue(&self) -> io::Result<Box<dyn BlockQueue>> {
-        Ok(Box::new(Queue { medium: self.0.clone(), done: Vec::new() }))
+        Ok(Box::new(Queue {
+            medium: self.0.clone(),
+            done: Vec::new(),
+        }))
     }
     fn describe(&self) -> String {
         "a disk in memory".into()
@@ -108,8 +117,12 @@ impl Shared {
         };
         let outside = || io::Error::new(io::ErrorKind::InvalidInput, "outside the medium");
         let start = usize::try_from(offset).map_err(|_| outside())?;
-        let end = usize::try_from(len).ok().and_then(|len| start.checked_add(len));
-        let part = end.and_then(|end| self.bytes.get_mut(start..end)).ok_or_else(outside)?;
+        let end = usize::try_from(len)
+            .ok()
+            .and_then(|len| start.checked_add(len));
+        let part = end
+            .and_then(|end| self.bytes.get_mut(start..end))
+            .ok_or_else(outside)?;
         match op {
             BlockOp::Read(buffers) => {
                 buffers.write(part);
@@ -132,7 +145,11 @@ impl BlockQueue for Queue {
             BlockOp::Read(buffers) | BlockOp::Write(buffers) => Some(buffers),
             BlockOp::Flush | BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => None,
         };
-        self.done.push(BlockDone { id: request.id, result, buffers });
+        self.done.push(BlockDone {
+            id: request.id,
+            result,
+            buffers,
+        });
     }
     fn kick(&mut self) -> io::Result<()> {
         Ok(())

@@ -71,7 +71,11 @@ impl Persist for Latch {
     type Saved = SavedLatch;
 
     fn save(&self) -> Result<SavedLatch, SaveError> {
-        let Self { irq: _, value, writes: _ } = self;
+        let Self {
+            irq: _,
+            value,
+            writes: _,
+        } = self;
         Ok(SavedLatch { value: *value })
     }
 
@@ -96,7 +100,12 @@ impl DeviceKind for Latch {
 
     fn demand(_: &LatchConfig, _: Attach) -> Result<Demand, ConfigError> {
         Ok(Demand {
-            windows: vec![Window { region: 0, space: Space::Pio, len: 1, fixed: Some(0x5000) }],
+            windows: vec![Window {
+                region: 0,
+                space: Space::Pio,
+                len: 1,
+                fixed: Some(0x5000),
+            }],
             irqs: [("change".into(), IrqDemand::Any)].into(),
             ..Demand::default()
         })
@@ -104,6 +113,10 @@ impl DeviceKind for Latch {
 
     fn build(_: LatchConfig, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>, BoxError> {
         let irq = wiring.irq("change")?;
-        Ok(Box::new(Self { irq, value: 0, writes: Counter::default() }))
+        Ok(Box::new(Self {
+            irq,
+            value: 0,
+            writes: Counter::default(),
+        }))
     }
 }

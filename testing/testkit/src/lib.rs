@@ -12,9 +12,10 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cbor;
 mod chars;
-mod disk;
 pub mod conformance;
+mod disk;
 pub mod example;
 mod net;
 mod records;

@@ -31,9 +31,18 @@ impl Default for Wire {
             Ok((near, far))
         });
         let (near, far) = pair.expect("a socket pair needs two file descriptors");
-        let offloads = NetOffloads { vnet_header: true, checksum: true, ..Default::default() };
+        let offloads = NetOffloads {
+            vnet_header: true,
+            checksum: true,
+            ..Default::default()
+        };
         let accepted = NetOffloads::default();
-        Self(Arc::new(Mutex::new(Shared { far, near: Some(near), offloads, accepted })))
+        Self(Arc::new(Mutex::new(Shared {
+            far,
+            near: Some(near),
+            offloads,
+            accepted,
+        })))
     }
 }
 
@@ -85,7 +94,10 @@ impl NetBackend for Near {
                 near
             }
         };
-        Ok(vec![Box::new(Queue { socket, wire: self.0.clone() })])
+        Ok(vec![Box::new(Queue {
+            socket,
+            wire: self.0.clone(),
+        })])
     }
     fn describe(&self) -> String {
         "a scripted wire".into()

@@ -1,8 +1,6 @@
 //! Sinks that remember what reached them.
 
-use nyx_device::{
-    Fault, FaultSink, IrqSink, Msi, MsiSink, PciPort, PowerRequest, PowerSink,
-};
+use nyx_device::{Fault, FaultSink, IrqSink, Msi, MsiSink, PciPort, PowerRequest, PowerSink};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +19,12 @@ impl RecordedPins {
     }
     /// The pins that are high.
     pub fn high(&self) -> Vec<u32> {
-        self.levels.lock().iter().filter(|(_, high)| **high).map(|(pin, _)| *pin).collect()
+        self.levels
+            .lock()
+            .iter()
+            .filter(|(_, high)| **high)
+            .map(|(pin, _)| *pin)
+            .collect()
     }
     /// Every change since the last call, in order.
     pub fn take_changes(&self) -> Vec<(u32, bool)> {
@@ -29,7 +32,11 @@ impl RecordedPins {
     }
     /// How often `pin` rose since the last [`RecordedPins::take_changes`].
     pub fn rises(&self, pin: u32) -> usize {
-        self.changes.lock().iter().filter(|c| **c == (pin, true)).count()
+        self.changes
+            .lock()
+            .iter()
+            .filter(|c| **c == (pin, true))
+            .count()
     }
 }
 

@@ -106,8 +106,11 @@ impl Ioapic {
             return;
         };
         let needs_end = |e: &Entry| e.is_level() && (!e.is_masked() || e.is_in_service());
-        let table: Vec<Option<Msi>> =
-            self.entries.iter().map(|e| needs_end(e).then(|| e.message())).collect();
+        let table: Vec<Option<Msi>> = self
+            .entries
+            .iter()
+            .map(|e| needs_end(e).then(|| e.message()))
+            .collect();
         if table != self.told {
             (routes.0)(&table);
             self.told = table;
@@ -123,7 +126,11 @@ impl Ioapic {
                 let bits = self.selected_entry().map_or(u64::MAX, |(pin, _)| {
                     self.entries.get(pin).map_or(u64::MAX, |e| e.bits())
                 });
-                if self.select & 1 == 0 { bits as u32 } else { (bits >> 32) as u32 }
+                if self.select & 1 == 0 {
+                    bits as u32
+                } else {
+                    (bits >> 32) as u32
+                }
             }
         }
     }
@@ -271,7 +278,10 @@ impl Persist for Ioapic {
             lost_edges: _,
         } = self;
         let mask = |flags: &[bool; PINS]| {
-            flags.iter().rev().fold(0, |mask, flag| mask << 1 | u32::from(*flag))
+            flags
+                .iter()
+                .rev()
+                .fold(0, |mask, flag| mask << 1 | u32::from(*flag))
         };
         Ok(SavedIoapic {
             id: *id,
@@ -283,7 +293,13 @@ impl Persist for Ioapic {
     }
 
     fn restore(&mut self, saved: SavedIoapic) -> Result<(), RestoreError> {
-        let SavedIoapic { id, select, entries, levels, held_edges } = saved;
+        let SavedIoapic {
+            id,
+            select,
+            entries,
+            levels,
+            held_edges,
+        } = saved;
         let checked: Option<Vec<Entry>> = entries.into_iter().map(Entry::checked).collect();
         let checked = checked.ok_or(RestoreError::Invalid("a redirection entry is impossible"))?;
         let entries = checked
@@ -330,7 +346,14 @@ impl Inspect for Ioapic {
         v.leaf("select", Leaf::Hex(self.select.into()));
         let pins = self.entries.iter().zip(&self.levels).zip(&self.delivered);
         for (number, ((entry, high), delivered)) in pins.enumerate() {
-            v.child(&format!("pin{number}"), &Pin { entry: *entry, high: *high, delivered });
+            v.child(
+                &format!("pin{number}"),
+                &Pin {
+                    entry: *entry,
+                    high: *high,
+                    delivered,
+                },
+            );
         }
         v.leaf("ended", Leaf::Count(self.ended.get()));
         v.leaf("lost_edges", Leaf::Count(self.lost_edges.get()));

@@ -52,7 +52,11 @@ impl Entry {
 
     /// The guest writes one half; read-only bits keep their value.
     pub(super) fn write_half(&mut self, high: bool, value: u32) {
-        let (shift, half) = if high { (32, u64::from(u32::MAX) << 32) } else { (0, 0xffff_ffff) };
+        let (shift, half) = if high {
+            (32, u64::from(u32::MAX) << 32)
+        } else {
+            (0, 0xffff_ffff)
+        };
         let written = u64::from(value) << shift & half & EXISTING & !READ_ONLY;
         self.0 = self.0 & !half | self.0 & half & READ_ONLY | written;
         if !self.is_level() {
@@ -65,7 +69,11 @@ impl Entry {
     pub(super) fn message(self) -> Msi {
         let destination = self.0 >> 48;
         let logical = self.0 >> 11 & 1;
-        let level = if self.is_level() { 1 << 15 | 1 << 14 } else { 0 };
+        let level = if self.is_level() {
+            1 << 15 | 1 << 14
+        } else {
+            0
+        };
         Msi {
             address: 0xfee0_0000 | destination << 4 | logical << 2,
             data: (self.0 & 0x7ff) as u32 | level,

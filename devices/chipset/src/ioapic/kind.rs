@@ -25,7 +25,10 @@ fn usual_address() -> u64 {
 
 impl Default for IoapicConfig {
     fn default() -> Self {
-        Self { id: 0, address: usual_address() }
+        Self {
+            id: 0,
+            address: usual_address(),
+        }
     }
 }
 
@@ -38,13 +41,18 @@ impl DeviceKind for Ioapic {
             let reason = format!("{} does not fit the 4-bit id register", config.id);
             return Err(ConfigError::new("ioapic.id", reason));
         }
-        if config.address % 0x1000 != 0 {
+        if !config.address.is_multiple_of(0x1000) {
             let reason = format!("{:#x} is not a multiple of 4096", config.address);
             return Err(ConfigError::new("ioapic.address", reason));
         }
         let fixed = Some(config.address);
         Ok(Demand {
-            windows: vec![Window { region: 0, space: Space::Mmio, len: 0x1000, fixed }],
+            windows: vec![Window {
+                region: 0,
+                space: Space::Mmio,
+                len: 0x1000,
+                fixed,
+            }],
             ..Demand::default()
         })
     }

@@ -26,10 +26,14 @@ impl Chip {
     }
     fn write(&mut self, index: u8, value: u32) {
         self.ioapic.write(Hit::new(0, 0), &[index]).unwrap();
-        self.ioapic.write(Hit::new(0, 0x10), &value.to_le_bytes()).unwrap();
+        self.ioapic
+            .write(Hit::new(0, 0x10), &value.to_le_bytes())
+            .unwrap();
     }
     fn read(&mut self, index: u8) -> u32 {
-        self.ioapic.write(Hit::new(0, 0), &u32::from(index).to_le_bytes()).unwrap();
+        self.ioapic
+            .write(Hit::new(0, 0), &u32::from(index).to_le_bytes())
+            .unwrap();
         let mut data = [0; 4];
         self.ioapic.read(Hit::new(0, 0x10), &mut data).unwrap();
         u32::from_le_bytes(data)
@@ -39,10 +43,16 @@ impl Chip {
         self.write(0x10 + 2 * pin, low);
     }
     fn set(&mut self, pin: u32, high: bool) {
-        self.ioapic.as_irq_controller().unwrap().set_level(pin, high);
+        self.ioapic
+            .as_irq_controller()
+            .unwrap()
+            .set_level(pin, high);
     }
     fn end(&mut self, vector: u8) {
-        self.ioapic.as_irq_controller().unwrap().end_of_interrupt(vector);
+        self.ioapic
+            .as_irq_controller()
+            .unwrap()
+            .end_of_interrupt(vector);
     }
     fn sent(&self) -> Vec<Msi> {
         self.bench.msis.take()
@@ -52,12 +62,19 @@ impl Chip {
 #[test]
 fn identification_registers() {
     let mut chip = Chip::new();
-    assert_eq!((chip.read(0), chip.read(1), chip.read(2)), (2 << 24, 0x0017_0020, 2 << 24));
+    assert_eq!(
+        (chip.read(0), chip.read(1), chip.read(2)),
+        (2 << 24, 0x0017_0020, 2 << 24)
+    );
     chip.write(0, 0xff00_0000);
     assert_eq!((chip.read(0), chip.read(2)), (0x0f00_0000, 0x0f00_0000));
     chip.write(1, 0);
     assert_eq!(chip.read(1), 0x0017_0020);
-    assert_eq!((chip.read(0x10), chip.read(0x11)), (MASKED, 0), "entries begin masked");
+    assert_eq!(
+        (chip.read(0x10), chip.read(0x11)),
+        (MASKED, 0),
+        "entries begin masked"
+    );
     assert_eq!(chip.read(0x40), u32::MAX, "nothing beyond the table");
 }
 
@@ -65,7 +82,10 @@ fn identification_registers() {
 fn reserved_and_read_only_bits_do_not_stick() {
     let mut chip = Chip::new();
     chip.program(5, u32::MAX, u32::MAX);
-    assert_eq!((chip.read(0x1a), chip.read(0x1b)), (0x0001_afff, 0xffff_0000));
+    assert_eq!(
+        (chip.read(0x1a), chip.read(0x1b)),
+        (0x0001_afff, 0xffff_0000)
+    );
 }
 
 #[test]
@@ -76,7 +96,13 @@ fn an_edge_is_one_message_with_the_programmed_destination() {
     chip.set(4, true);
     chip.set(4, true);
     let address = 0xfee0_0000 | 0x5a << 12 | 3 << 5 | 1 << 2;
-    assert_eq!(chip.sent(), [Msi { address, data: 0x131 }]);
+    assert_eq!(
+        chip.sent(),
+        [Msi {
+            address,
+            data: 0x131
+        }]
+    );
     chip.set(4, false);
     chip.set(4, true);
     assert_eq!(chip.sent().len(), 1);
@@ -87,7 +113,13 @@ fn a_level_fires_until_it_falls() {
     let mut chip = Chip::new();
     chip.program(9, 0x0100_0000, LEVEL | 0x40);
     chip.set(9, true);
-    assert_eq!(chip.sent(), [Msi { address: 0xfee0_1000, data: 0xc040 }]);
+    assert_eq!(
+        chip.sent(),
+        [Msi {
+            address: 0xfee0_1000,
+            data: 0xc040
+        }]
+    );
     assert_eq!(chip.read(0x22) & REMOTE_IRR, REMOTE_IRR);
     chip.set(9, false);
     chip.set(9, true);
@@ -108,7 +140,9 @@ fn the_eoi_register_ends_too() {
     chip.program(9, 0, LEVEL | 0x40);
     chip.set(9, true);
     chip.sent();
-    chip.ioapic.write(Hit::new(0, 0x40), &0x40u32.to_le_bytes()).unwrap();
+    chip.ioapic
+        .write(Hit::new(0, 0x40), &0x40u32.to_le_bytes())
+        .unwrap();
     assert_eq!(chip.sent().len(), 1);
 }
 
@@ -177,10 +211,15 @@ fn the_kernel_hears_of_level_entries_only_when_they_change() {
     let tables = Arc::new(Mutex::new(Vec::new()));
     let log = tables.clone();
     let mut bench = Bench::new::<Ioapic>(json!({}));
-    bench.extensions.offer(Arc::new(IoapicRoutePort(Box::new(move |table| {
-        let some = table.iter().enumerate().filter_map(|(pin, msi)| Some((pin, (*msi)?.data)));
-        log.lock().push(some.collect::<Vec<_>>());
-    }))));
+    bench
+        .extensions
+        .offer(Arc::new(IoapicRoutePort(Box::new(move |table| {
+            let some = table
+                .iter()
+                .enumerate()
+                .filter_map(|(pin, msi)| Some((pin, (*msi)?.data)));
+            log.lock().push(some.collect::<Vec<_>>());
+        }))));
     let mut ioapic = bench.build::<Ioapic>();
     ioapic.start();
     let mut chip = Chip { bench, ioapic };
@@ -191,7 +230,11 @@ fn the_kernel_hears_of_level_entries_only_when_they_change() {
     assert_eq!(*tables.lock(), [[(9, 0xc040)]]);
     chip.set(9, true);
     chip.program(9, 0, MASKED | LEVEL | 0x40);
-    assert_eq!(tables.lock().len(), 1, "masked in service: its end is still due");
+    assert_eq!(
+        tables.lock().len(),
+        1,
+        "masked in service: its end is still due"
+    );
     chip.set(9, false);
     chip.end(0x40);
     assert_eq!(*tables.lock(), [vec![(9, 0xc040)], vec![]]);

@@ -1,7 +1,7 @@
 //! The register block.
 
 use super::saved::SavedPm;
-use super::{GPE0, PM1_CONTROL, PM1_EVENT, PM_TIMER, S5_TYPE};
+use super::{GPE0, PM_TIMER, PM1_CONTROL, PM1_EVENT, S5_TYPE};
 use crate::ports::{read_each, write_each};
 use nyx_device::{
     AccessResult, Device, Drain, Hit, IrqLine, Lifecycle, PowerButton, PowerPort, PowerRequest,
@@ -158,11 +158,16 @@ impl Pm {
 
     fn drive(&self) {
         let fixed = self.status & self.enable & EVENTS != 0;
-        self.sci.set(fixed || self.gpe_status & self.gpe_enable != 0);
+        self.sci
+            .set(fixed || self.gpe_status & self.gpe_enable != 0);
     }
 
     fn take_press(&mut self) {
-        if self.button.as_ref().is_some_and(|button| button.take_press()) {
+        if self
+            .button
+            .as_ref()
+            .is_some_and(|button| button.take_press())
+        {
             self.press_power_button();
         }
     }
@@ -177,7 +182,9 @@ impl Pm {
     /// The byte at `offset`; `ticks` was read once for the whole access.
     fn byte(&self, offset: u64, ticks: u128) -> Option<u8> {
         let part = |bytes: &[u8], base: u16| {
-            let at = offset.checked_sub(base.into()).and_then(|at| usize::try_from(at).ok())?;
+            let at = offset
+                .checked_sub(base.into())
+                .and_then(|at| usize::try_from(at).ok())?;
             bytes.get(at).copied()
         };
         let [s0, s1] = self.status.to_le_bytes();
@@ -235,7 +242,9 @@ impl Registers for Pm {
 
     fn write(&mut self, at: Hit, data: &[u8]) -> AccessResult {
         self.evaluate();
-        let result = write_each(at.offset, data, |offset, value| self.write_byte(offset, value));
+        let result = write_each(at.offset, data, |offset, value| {
+            self.write_byte(offset, value)
+        });
         self.evaluate();
         result
     }
@@ -321,7 +330,13 @@ impl Persist for Pm {
     }
 
     fn restore(&mut self, saved: SavedPm) -> Result<(), RestoreError> {
-        let SavedPm { status, enable, control, gpe_status, gpe_enable } = saved;
+        let SavedPm {
+            status,
+            enable,
+            control,
+            gpe_status,
+            gpe_enable,
+        } = saved;
         if (status | enable) & !EVENTS != 0 {
             return Err(RestoreError::Invalid("there is no such fixed event"));
         }

@@ -29,7 +29,10 @@ fn usual_sci() -> u32 {
 
 impl Default for PmConfig {
     fn default() -> Self {
-        Self { base: usual_base(), sci: usual_sci() }
+        Self {
+            base: usual_base(),
+            sci: usual_sci(),
+        }
     }
 }
 
@@ -38,13 +41,18 @@ impl DeviceKind for Pm {
     type Config = PmConfig;
 
     fn demand(config: &PmConfig, _: Attach) -> Result<Demand, ConfigError> {
-        if config.base == 0 || config.base % 64 != 0 {
+        if config.base == 0 || !config.base.is_multiple_of(64) {
             let reason = format!("{:#x} is not a multiple of 64, as 0x600 is", config.base);
             return Err(ConfigError::new("pm.base", reason));
         }
         let fixed = Some(config.base.into());
         Ok(Demand {
-            windows: vec![Window { region: 0, space: Space::Pio, len: LEN.into(), fixed }],
+            windows: vec![Window {
+                region: 0,
+                space: Space::Pio,
+                len: LEN.into(),
+                fixed,
+            }],
             irqs: [("sci".into(), IrqDemand::Fixed(config.sci))].into(),
             ..Demand::default()
         })
@@ -57,6 +65,12 @@ impl DeviceKind for Pm {
             button.bind(&wiring.waker);
         }
         let (clock, power) = (wiring.clock.clone(), wiring.power.clone());
-        Ok(Box::new(Self::new(sci, clock, wiring.timer(), power, button)))
+        Ok(Box::new(Self::new(
+            sci,
+            clock,
+            wiring.timer(),
+            power,
+            button,
+        )))
     }
 }

@@ -24,11 +24,18 @@ impl Board {
         let device = bench.build::<Pm>();
         let slot = bench.plug(device);
         slot.start();
-        Self { bench, button, slot }
+        Self {
+            bench,
+            button,
+            slot,
+        }
     }
     fn read16(&self, port: u16) -> u16 {
         let mut data = [0; 2];
-        self.slot.with(|d| d.read(Hit::new(0, port.into()), &mut data)).unwrap().unwrap();
+        self.slot
+            .with(|d| d.read(Hit::new(0, port.into()), &mut data))
+            .unwrap()
+            .unwrap();
         u16::from_le_bytes(data)
     }
     fn write16(&self, port: u16, value: u16) {
@@ -39,7 +46,10 @@ impl Board {
     }
     fn timer(&self) -> u32 {
         let mut data = [0; 4];
-        self.slot.with(|d| d.read(Hit::new(0, PM_TIMER.into()), &mut data)).unwrap().unwrap();
+        self.slot
+            .with(|d| d.read(Hit::new(0, PM_TIMER.into()), &mut data))
+            .unwrap()
+            .unwrap();
         u32::from_le_bytes(data)
     }
     fn sci(&self) -> bool {
@@ -56,7 +66,11 @@ fn the_timer_counts_3579545_a_second_and_wraps() {
     board.bench.clock.set(Duration::from_secs(1200));
     assert_eq!(board.timer(), (1200u64 * 3_579_545) as u32);
     let mut byte = [0];
-    board.slot.with(|d| d.read(Hit::new(0, 9), &mut byte)).unwrap().unwrap();
+    board
+        .slot
+        .with(|d| d.read(Hit::new(0, 9), &mut byte))
+        .unwrap()
+        .unwrap();
     assert_eq!(byte[0], ((1200u64 * 3_579_545) >> 8) as u8);
 }
 
@@ -114,7 +128,11 @@ fn s5_powers_off_and_nothing_else_does() {
     assert_eq!(board.bench.power.take(), [PowerRequest::Off]);
     assert_eq!(board.read16(PM1_CONTROL), 5 << 10 | 1, "SLP_EN reads zero");
     // The high byte alone will do.
-    board.slot.with(|d| d.write(Hit::new(0, 5), &[0x34])).unwrap().unwrap();
+    board
+        .slot
+        .with(|d| d.write(Hit::new(0, 5), &[0x34]))
+        .unwrap()
+        .unwrap();
     assert_eq!(board.bench.power.take(), [PowerRequest::Off]);
 }
 

@@ -56,10 +56,7 @@ impl Civil {
     pub(super) fn seconds(self) -> i64 {
         let months = i64::from(self.month) - 3;
         let year = self.year + months.div_euclid(12);
-        let days = march_first(year)
-            + month_start(months.rem_euclid(12))
-            + i64::from(self.day)
-            - 1;
+        let days = march_first(year) + month_start(months.rem_euclid(12)) + i64::from(self.day) - 1;
         days * DAY
             + i64::from(self.hour) * 3600
             + i64::from(self.minute) * 60
@@ -82,18 +79,30 @@ pub(super) struct Format {
 
 impl Format {
     pub(super) fn write(self, value: u8) -> u8 {
-        if self.binary { value } else { value / 10 % 10 << 4 | value % 10 }
+        if self.binary {
+            value
+        } else {
+            ((value / 10 % 10) << 4) | (value % 10)
+        }
     }
 
     pub(super) fn read(self, byte: u8) -> u8 {
-        if self.binary { byte } else { (byte >> 4) * 10 + (byte & 0xf) }
+        if self.binary {
+            byte
+        } else {
+            (byte >> 4) * 10 + (byte & 0xf)
+        }
     }
 
     pub(super) fn write_hour(self, hour: u8) -> u8 {
         if self.hours24 {
             return self.write(hour);
         }
-        let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let twelve = if hour.is_multiple_of(12) {
+            12
+        } else {
+            hour % 12
+        };
         self.write(twelve) | if hour >= 12 { 0x80 } else { 0 }
     }
 

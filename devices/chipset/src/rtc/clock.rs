@@ -149,7 +149,10 @@ impl Rtc {
 
     fn format(&self) -> Format {
         let b = self.memory[B];
-        Format { binary: b & BINARY != 0, hours24: b & HOURS24 != 0 }
+        Format {
+            binary: b & BINARY != 0,
+            hours24: b & HOURS24 != 0,
+        }
     }
 
     /// The divider chain is held in reset (register A, DV 110 and 111).
@@ -186,7 +189,16 @@ impl Rtc {
     /// Writes the present time into the fields.
     fn latch(&mut self) {
         let civil = Civil::from_seconds(self.second());
-        for register in [SECONDS, MINUTES, HOURS, WEEKDAY, DAY_OF_MONTH, MONTH, YEAR, CENTURY] {
+        for register in [
+            SECONDS,
+            MINUTES,
+            HOURS,
+            WEEKDAY,
+            DAY_OF_MONTH,
+            MONTH,
+            YEAR,
+            CENTURY,
+        ] {
             if let Some(value) = self.field(register, civil) {
                 self.memory[register] = value;
             }
@@ -197,7 +209,8 @@ impl Rtc {
     fn latched(&self) -> i64 {
         let format = self.format();
         let read = |register: usize| format.read(self.memory[register]);
-        let year = i64::from(read(CENTURY)) * 100 + i64::from(read(YEAR));
+        // Four digits: what does not fit them would be a time that no snapshot takes back.
+        let year = i64::from(read(CENTURY) % 100) * 100 + i64::from(read(YEAR) % 100);
         Civil {
             year,
             month: read(MONTH),
@@ -229,8 +242,11 @@ impl Rtc {
     fn alarm_accepts(&self, register: usize, value: u8) -> bool {
         let byte = self.memory[register];
         let format = self.format();
-        let wanted =
-            if register == HOURS_ALARM { format.read_hour(byte) } else { format.read(byte) };
+        let wanted = if register == HOURS_ALARM {
+            format.read_hour(byte)
+        } else {
+            format.read(byte)
+        };
         byte >= 0xc0 || wanted == value
     }
 
@@ -294,13 +310,18 @@ impl Rtc {
     /// Takes the time into account, drives the wire and arms the timer if an interrupt may come.
     fn evaluate(&mut self) {
         self.flags = self.present_flags();
-        self.seen_second = if self.is_frozen() { self.seen_second } else { Some(self.second()) };
+        self.seen_second = if self.is_frozen() {
+            self.seen_second
+        } else {
+            Some(self.second())
+        };
         self.seen_period = self.period();
         self.drive();
         match self.next_event() {
             Some(wait) => {
                 let wait = u64::try_from(wait).unwrap_or(0);
-                self.timer.arm(self.clock.now().saturating_add(Duration::from_nanos(wait)));
+                self.timer
+                    .arm(self.clock.now().saturating_add(Duration::from_nanos(wait)));
             }
             None => self.timer.disarm(),
         }
@@ -317,7 +338,7 @@ impl Rtc {
         let mut sooner = |wait: i128| next = Some(next.map_or(wait, |n: i128| n.min(wait)));
         if let (true, Some(shift)) = (enabled(PERIODIC), self.period_shift()) {
             let now = self.clock.now().as_nanos();
-            let period = (now * 32_768 / 1_000_000_000 >> shift) + 1;
+            let period = ((now * 32_768 / 1_000_000_000) >> shift) + 1;
             let at = ((period << shift) * 1_000_000_000).div_ceil(32_768);
             sooner(i128::try_from(at - now).unwrap_or(0));
         }
@@ -391,7 +412,11 @@ impl Rtc {
                     self.latch();
                 }
                 // Setting SET clears UIE.
-                self.memory[B] = if value & SET != 0 { value & !UPDATED } else { value };
+                self.memory[B] = if value & SET != 0 {
+                    value & !UPDATED
+                } else {
+                    value
+                };
                 self.thaw(was_frozen);
             }
             C | D => {}
@@ -508,7 +533,11 @@ impl Persist for Rtc {
         } = self;
         // A guest that waits for an alarm or an update gets those of the time in between, too.
         let waits = memory[B] & (ALARM | UPDATED) != 0;
-        let seen = if self.is_frozen() { *seen_second } else { Some(self.second()) };
+        let seen = if self.is_frozen() {
+            *seen_second
+        } else {
+            Some(self.second())
+        };
         Ok(SavedRtc {
             index: *index,
             memory: memory.to_vec(),
@@ -522,8 +551,14 @@ impl Persist for Rtc {
 
     fn restore(&mut self, saved: SavedRtc) -> Result<(), RestoreError> {
         saved.check()?;
-        let SavedRtc { index, memory, flags, offset_seconds, offset_nanoseconds, seen_second } =
-            saved;
+        let SavedRtc {
+            index,
+            memory,
+            flags,
+            offset_seconds,
+            offset_nanoseconds,
+            seen_second,
+        } = saved;
         self.memory = memory
             .try_into()
             .map_err(|_| RestoreError::Invalid("the clock's memory is not 128 bytes"))?;

@@ -31,16 +31,29 @@ impl DeviceKind for Rtc {
     fn demand(_: &RtcConfig, _: Attach) -> Result<Demand, ConfigError> {
         let fixed = Some(PORT.into());
         Ok(Demand {
-            windows: vec![Window { region: 0, space: Space::Pio, len: 2, fixed }],
+            windows: vec![Window {
+                region: 0,
+                space: Space::Pio,
+                len: 2,
+                fixed,
+            }],
             irqs: [("intr".into(), IrqDemand::Fixed(IRQ))].into(),
             ..Demand::default()
         })
     }
 
     fn build(config: RtcConfig, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>, BoxError> {
-        let size = MemorySize { low: config.low_memory, high: config.high_memory };
+        let size = MemorySize {
+            low: config.low_memory,
+            high: config.high_memory,
+        };
         let irq = wiring.irq("intr")?;
-        Ok(Box::new(Self::new(irq, wiring.clock.clone(), wiring.timer(), size)))
+        Ok(Box::new(Self::new(
+            irq,
+            wiring.clock.clone(),
+            wiring.timer(),
+            size,
+        )))
     }
 
     fn acpi(_: &RtcConfig, placement: &Placement) -> Vec<Fragment> {

@@ -39,12 +39,27 @@ impl SavedRtc {
     pub(super) fn check(&self) -> Result<(), RestoreError> {
         let seen = self.seen_second.unwrap_or(0);
         let faults = [
-            (self.memory.len() != BYTES, "the clock's memory is not 128 bytes"),
-            (self.memory.get(A).is_some_and(|a| a & UIP != 0), "register A holds no update flag"),
+            (
+                self.memory.len() != BYTES,
+                "the clock's memory is not 128 bytes",
+            ),
+            (
+                self.memory.get(A).is_some_and(|a| a & UIP != 0),
+                "register A holds no update flag",
+            ),
             (self.flags & !FLAGS != 0, "register C has unknown flags"),
-            (self.offset_nanoseconds >= 1_000_000_000, "a second has fewer nanoseconds"),
-            (self.offset_seconds.unsigned_abs() > FURTHEST as u64, "the clock is centuries away"),
-            (seen.unsigned_abs() > 2 * FURTHEST as u64, "the last alarm is centuries away"),
+            (
+                self.offset_nanoseconds >= 1_000_000_000,
+                "a second has fewer nanoseconds",
+            ),
+            (
+                self.offset_seconds.unsigned_abs() > FURTHEST as u64,
+                "the clock is centuries away",
+            ),
+            (
+                seen.unsigned_abs() > 2 * FURTHEST as u64,
+                "the last alarm is centuries away",
+            ),
         ];
         match faults.into_iter().find(|(wrong, _)| *wrong) {
             Some((_, what)) => Err(RestoreError::Invalid(what)),

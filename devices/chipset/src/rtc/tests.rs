@@ -8,7 +8,11 @@ use std::time::Duration;
 
 const IRQ: u32 = 8;
 
-conformance!(conforms, Rtc, json!({"low_memory": 0xc000_0000u64, "high_memory": 0x1_0000_0000u64}));
+conformance!(
+    conforms,
+    Rtc,
+    json!({"low_memory": 0xc000_0000u64, "high_memory": 0x1_0000_0000u64})
+);
 
 struct Board {
     bench: Bench,
@@ -74,9 +78,22 @@ fn dates_are_those_of_the_calendar() {
 
 #[test]
 fn twelve_hours_have_no_zero() {
-    let format = Format { binary: false, hours24: false };
-    for (hour, byte) in [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)] {
-        assert_eq!((format.write_hour(hour), format.read_hour(byte)), (byte, hour));
+    let format = Format {
+        binary: false,
+        hours24: false,
+    };
+    for (hour, byte) in [
+        (0, 0x12),
+        (1, 0x01),
+        (11, 0x11),
+        (12, 0x92),
+        (13, 0x81),
+        (23, 0x91),
+    ] {
+        assert_eq!(
+            (format.write_hour(hour), format.read_hour(byte)),
+            (byte, hour)
+        );
     }
 }
 
@@ -97,7 +114,14 @@ fn setting_the_time_freezes_it_and_goes_on_from_there() {
     board.pass(5000);
     assert_eq!(board.get(0), 0, "frozen");
     assert_eq!(board.get(0x0a) & 0x80, 0, "and no update in progress");
-    for (register, value) in [(0x32, 0x19), (9, 0x99), (8, 0x12), (7, 0x31), (4, 0x23), (2, 0x59)] {
+    for (register, value) in [
+        (0x32, 0x19),
+        (9, 0x99),
+        (8, 0x12),
+        (7, 0x31),
+        (4, 0x23),
+        (2, 0x59),
+    ] {
         board.set(register, value);
     }
     board.set(0, 0x58);
@@ -105,6 +129,24 @@ fn setting_the_time_freezes_it_and_goes_on_from_there() {
     assert_eq!(board.time(), [0x19, 0x99, 0x12, 0x31, 6, 0x23, 0x59, 0x58]);
     board.pass(2000);
     assert_eq!(board.time(), [0x20, 0x00, 0x01, 0x01, 7, 0, 0, 0]);
+}
+
+#[test]
+fn nonsense_in_the_fields_gives_a_time_that_can_be_saved_and_restored() {
+    for format in [0x80, 0x82, 0x84, 0x86] {
+        for byte in [0x00, 0x7f, 0x99, 0xaa, 0xff] {
+            let mut board = Board::new();
+            board.set(0x0b, format);
+            for register in [0x32, 9, 8, 7, 6, 4, 2, 0] {
+                board.set(register, byte);
+                assert_eq!(board.get(register), byte, "frozen registers are memory");
+            }
+            board.set(0x0b, format & 0x7f);
+            board.time();
+            let blob = board.rtc.save_blob().unwrap();
+            Board::new().rtc.restore_blob(&blob).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -147,7 +189,7 @@ fn an_alarm_interrupts_once_at_its_time() {
     board.pass(10_000);
     assert!(board.irq());
     assert_eq!(board.armed(), 0, "nothing more can come until C is read");
-    assert_eq!(board.get(0x0c), 0xb0, "update ended meanwhile, too");
+    assert_eq!(board.get(0x0c) & 0xb0, 0xb0, "update ended meanwhile, too");
     assert!(!board.irq());
     assert_eq!((board.get(0x0c), board.armed()), (0, 1));
     board.pass(3_600_000);
@@ -179,9 +221,13 @@ fn update_interrupts_come_every_second() {
     assert!(!board.irq());
     board.pass(1);
     assert!(board.irq());
-    assert_eq!(board.get(0x0c), 0x90);
+    assert_eq!(board.get(0x0c) & 0xb0, 0x90);
     board.set(0x0b, 0x92);
-    assert_eq!((board.get(0x0b), board.armed()), (0x82, 0), "SET clears UIE");
+    assert_eq!(
+        (board.get(0x0b), board.armed()),
+        (0x82, 0),
+        "SET clears UIE"
+    );
 }
 
 #[test]
@@ -235,10 +281,16 @@ fn memory_sizes_are_recorded() {
     let mut board = Board::new();
     let pair = |b: &mut Board, r| u16::from_le_bytes([b.get(r), b.get(r + 1)]);
     assert_eq!(pair(&mut board, 0x15), 640);
-    assert_eq!((pair(&mut board, 0x17), pair(&mut board, 0x30)), (0xffff, 0xffff));
+    assert_eq!(
+        (pair(&mut board, 0x17), pair(&mut board, 0x30)),
+        (0xffff, 0xffff)
+    );
     // 3 GiB less 16 MiB, in units of 64 KiB; 4 GiB above.
     assert_eq!(pair(&mut board, 0x34), 0xbf00);
-    assert_eq!([board.get(0x5b), board.get(0x5c), board.get(0x5d)], [0, 0, 1]);
+    assert_eq!(
+        [board.get(0x5b), board.get(0x5c), board.get(0x5d)],
+        [0, 0, 1]
+    );
 }
 
 #[test]
@@ -248,7 +300,10 @@ fn the_battery_survives_a_warm_reset_only() {
     board.set(4, 0x20);
     board.set(0x0b, 0x72);
     board.rtc.reset(ResetKind::Warm);
-    assert_eq!((board.get(0x50), board.get(4), board.get(0x0b)), (0x77, 0x20, 0x02));
+    assert_eq!(
+        (board.get(0x50), board.get(4), board.get(0x0b)),
+        (0x77, 0x20, 0x02)
+    );
     assert_eq!((board.armed(), board.irq()), (0, false));
     board.rtc.reset(ResetKind::Cold);
     assert_eq!((board.get(0x50), board.get(4)), (0, 0x12));
@@ -260,7 +315,10 @@ fn the_nmi_mask_is_no_part_of_the_index() {
     board.set(0x50, 0x3c);
     assert_eq!(board.get(0xd0), 0x3c);
     let tree = nyx_inspect::Json::of(&*board.rtc);
-    assert_eq!((&tree["nmi_masked"], &tree["index"]), (&json!(true), &json!("0x50")));
+    assert_eq!(
+        (&tree["nmi_masked"], &tree["index"]),
+        (&json!(true), &json!("0x50"))
+    );
     assert_eq!(tree["time"], "2026-03-01T12:00:00");
     board.set(0x0d, 0);
     assert_eq!(board.get(0x0d), 0x80);

@@ -36,7 +36,11 @@ fn com1_irq() -> u32 {
 
 impl Default for SerialConfig {
     fn default() -> Self {
-        Self { port: com1_port(), irq: com1_irq(), backend: None }
+        Self {
+            port: com1_port(),
+            irq: com1_irq(),
+            backend: None,
+        }
     }
 }
 
@@ -45,14 +49,21 @@ impl DeviceKind for Serial {
     type Config = SerialConfig;
 
     fn demand(config: &SerialConfig, _: Attach) -> Result<Demand, ConfigError> {
-        if config.port == 0 || config.port % 8 != 0 || config.port >= 0x8000 {
-            let reason =
-                format!("{:#x} is not a multiple of 8 below 0x8000, as 0x3f8 is", config.port);
+        if config.port == 0 || !config.port.is_multiple_of(8) || config.port >= 0x8000 {
+            let reason = format!(
+                "{:#x} is not a multiple of 8 below 0x8000, as 0x3f8 is",
+                config.port
+            );
             return Err(ConfigError::new("serial.port", reason));
         }
         let fixed = Some(config.port.into());
         Ok(Demand {
-            windows: vec![Window { region: 0, space: Space::Pio, len: 8, fixed }],
+            windows: vec![Window {
+                region: 0,
+                space: Space::Pio,
+                len: 8,
+                fixed,
+            }],
             irqs: [("intr".into(), IrqDemand::Fixed(config.irq))].into(),
             ..Demand::default()
         })
@@ -81,6 +92,12 @@ impl DeviceKind for Serial {
         let uid = (uid != 0).then_some(uid);
         let irq = placement.irqs.get("intr").copied().unwrap_or(config.irq);
         // PNP0501: 16550A-compatible COM port.
-        vec![isa_device(&name, "PNP0501", uid, &[(config.port, 8)], &[irq])]
+        vec![isa_device(
+            &name,
+            "PNP0501",
+            uid,
+            &[(config.port, 8)],
+            &[irq],
+        )]
     }
 }

@@ -1,8 +1,6 @@
 //! The saved serial port.
 
-use super::registers::{
-    FCR_ENABLE, FCR_KEPT, FIFO, IER_MASK, LSR_ERRORS, MCR_MASK, MSR_DELTAS,
-};
+use super::registers::{FCR_ENABLE, FCR_KEPT, FIFO, IER_MASK, LSR_ERRORS, MCR_MASK, MSR_DELTAS};
 use super::uart::QUEUE;
 use nyx_state::{RestoreError, Saved};
 
@@ -57,21 +55,46 @@ impl Saved for SavedSerial {
 
 impl SavedSerial {
     pub(super) fn check(&self) -> Result<(), RestoreError> {
-        let depth = if self.fifo_control & FCR_ENABLE != 0 { FIFO } else { 1 };
+        let depth = if self.fifo_control & FCR_ENABLE != 0 {
+            FIFO
+        } else {
+            1
+        };
         let beyond = u32::from(self.breaks) >> self.received.len().min(FIFO);
         let faults = [
-            (self.interrupt_enable & !IER_MASK != 0, "interrupt enable has unknown bits"),
-            (self.fifo_control & !FCR_KEPT != 0, "FIFO control has unknown bits"),
+            (
+                self.interrupt_enable & !IER_MASK != 0,
+                "interrupt enable has unknown bits",
+            ),
+            (
+                self.fifo_control & !FCR_KEPT != 0,
+                "FIFO control has unknown bits",
+            ),
             (
                 self.fifo_control != 0 && self.fifo_control & FCR_ENABLE == 0,
                 "FIFO control has bits of a disabled FIFO",
             ),
-            (self.modem_control & !MCR_MASK != 0, "modem control has unknown bits"),
-            (self.line_errors & !LSR_ERRORS != 0, "line errors have unknown bits"),
-            (self.modem_deltas & !MSR_DELTAS != 0, "modem deltas have unknown bits"),
-            (self.received.len() > depth, "more was received than the FIFO holds"),
+            (
+                self.modem_control & !MCR_MASK != 0,
+                "modem control has unknown bits",
+            ),
+            (
+                self.line_errors & !LSR_ERRORS != 0,
+                "line errors have unknown bits",
+            ),
+            (
+                self.modem_deltas & !MSR_DELTAS != 0,
+                "modem deltas have unknown bits",
+            ),
+            (
+                self.received.len() > depth,
+                "more was received than the FIFO holds",
+            ),
             (beyond != 0, "a break lies beyond the FIFO"),
-            (self.queue.len() > QUEUE, "more output waits than the queue holds"),
+            (
+                self.queue.len() > QUEUE,
+                "more output waits than the queue holds",
+            ),
         ];
         match faults.into_iter().find(|(wrong, _)| *wrong) {
             Some((_, what)) => Err(RestoreError::Invalid(what)),

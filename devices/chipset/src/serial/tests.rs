@@ -8,7 +8,11 @@ use nyx_testkit::{Bench, Console, conformance, json};
 const IRQ: u32 = 4;
 
 conformance!(conforms, Serial, json!({"backend": {"kind": "tty"}}));
-conformance!(conforms_without_backend, Serial, json!({"port": 0x2f8, "irq": 3}));
+conformance!(
+    conforms_without_backend,
+    Serial,
+    json!({"port": 0x2f8, "irq": 3})
+);
 
 struct Port {
     bench: Bench,
@@ -22,7 +26,11 @@ impl Port {
         let console = bench.consoles.at("tty");
         let mut uart = bench.build::<Serial>();
         uart.start();
-        Self { bench, console, uart }
+        Self {
+            bench,
+            console,
+            uart,
+        }
     }
     fn out(&mut self, port: u64, value: u8) {
         self.uart.write(Hit::new(0, port), &[value]).unwrap();
@@ -104,7 +112,11 @@ fn input_is_read_only_as_far_as_there_is_room() {
     assert_eq!(port.console.unread(), 24);
     let got: Vec<u8> = (0..40).map(|_| port.r#in(0)).collect();
     assert_eq!(got, text);
-    assert_eq!((port.console.unread(), port.r#in(5) & 3), (0, 0), "no overrun, nothing left");
+    assert_eq!(
+        (port.console.unread(), port.r#in(5) & 3),
+        (0, 0),
+        "no overrun, nothing left"
+    );
     // More arrives after the backend said that there was nothing.
     port.type_in(b"z");
     assert_eq!(port.r#in(0), b'z');
@@ -119,15 +131,27 @@ fn interrupts_come_by_priority_and_each_is_cleared_its_own_way() {
     for byte in 0..17 {
         port.out(0, byte);
     }
-    assert_eq!(port.r#in(6), 0x80 | 0x03, "CTS and DSR fell when loopback took them");
+    assert_eq!(
+        port.r#in(6),
+        0x80 | 0x03,
+        "CTS and DSR fell when loopback took them"
+    );
     port.out(4, 0x10 | 0x08 | 0x01);
     port.out(1, 0x0f);
     assert_eq!(port.r#in(2), 0xc6);
     assert_eq!(port.r#in(5) & 0x0f, 0x03, "overrun and data ready");
     assert_eq!(port.r#in(2), 0xc4);
     let got: Vec<u8> = (0..16).map(|_| port.r#in(0)).collect();
-    assert_eq!(got, (0..16).collect::<Vec<u8>>(), "the seventeenth was lost");
-    assert_eq!(port.r#in(2), 0xc2, "the transmitter is empty; reading this clears it");
+    assert_eq!(
+        got,
+        (0..16).collect::<Vec<u8>>(),
+        "the seventeenth was lost"
+    );
+    assert_eq!(
+        port.r#in(2),
+        0xc2,
+        "the transmitter is empty; reading this clears it"
+    );
     assert_eq!(port.r#in(2), 0xc0, "modem status is last");
     assert_eq!(port.r#in(6) & 0x0f, 0x02);
     assert_eq!(port.r#in(2), 0xc1);
@@ -213,7 +237,11 @@ fn fifo_control_clears_and_identifies() {
     assert_eq!(port.r#in(5) & 1, 0);
     port.type_in(b"abc");
     port.out(2, 0x00);
-    assert_eq!((port.r#in(5) & 1, port.r#in(2)), (0, 1), "switching off clears too");
+    assert_eq!(
+        (port.r#in(5) & 1, port.r#in(2)),
+        (0, 1),
+        "switching off clears too"
+    );
 }
 
 #[test]
@@ -304,7 +332,11 @@ fn a_wide_access_is_split_into_bytes() {
 #[test]
 fn impossible_states_are_refused() {
     let bench = Bench::new::<Serial>(json!({}));
-    let uart = Serial::new(bench.wiring().irq("intr").unwrap(), None, bench.fault_port());
+    let uart = Serial::new(
+        bench.wiring().irq("intr").unwrap(),
+        None,
+        bench.fault_port(),
+    );
     let change: [fn(&mut SavedSerial); 7] = [
         |s| s.interrupt_enable = 0x10,
         |s| s.modem_control = 0x20,
@@ -326,7 +358,11 @@ fn impossible_states_are_refused() {
 #[test]
 fn a_wild_port_is_refused_by_name() {
     use nyx_device::DeviceKind;
-    let config = SerialConfig { port: 0x3f9, irq: 4, backend: None::<BackendSpec> };
+    let config = SerialConfig {
+        port: 0x3f9,
+        irq: 4,
+        backend: None::<BackendSpec>,
+    };
     let error = Serial::demand(&config, Default::default()).unwrap_err();
     assert_eq!(
         error.to_string(),

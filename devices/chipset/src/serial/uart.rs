@@ -106,7 +106,10 @@ impl Serial {
 
     /// The line went to a break and back (§8.4.5): the guest receives a zero with the break flag.
     pub fn receive_break(&mut self) {
-        self.receive(Received { byte: 0, is_break: true });
+        self.receive(Received {
+            byte: 0,
+            is_break: true,
+        });
         self.drive();
     }
 
@@ -147,10 +150,15 @@ impl Serial {
         if !self.is_looped() {
             return MSR_CTS | MSR_DSR | MSR_DCD;
         }
-        [(MCR_RTS, MSR_CTS), (MCR_DTR, MSR_DSR), (MCR_OUT1, MSR_RI), (MCR_OUT2, MSR_DCD)]
-            .into_iter()
-            .filter(|(output, _)| self.modem_control & output != 0)
-            .fold(0, |lines, (_, input)| lines | input)
+        [
+            (MCR_RTS, MSR_CTS),
+            (MCR_DTR, MSR_DSR),
+            (MCR_OUT1, MSR_RI),
+            (MCR_OUT2, MSR_DCD),
+        ]
+        .into_iter()
+        .filter(|(output, _)| self.modem_control & output != 0)
+        .fold(0, |lines, (_, input)| lines | input)
     }
 
     /// The interrupt of highest priority (§8.6, table III).
@@ -222,7 +230,10 @@ impl Serial {
             match backend.read(room) {
                 Ok(count @ 1..) => {
                     for &byte in bytes.iter().take(count) {
-                        self.receive(Received { byte, is_break: false });
+                        self.receive(Received {
+                            byte,
+                            is_break: false,
+                        });
                     }
                     self.rx_bytes.add(count as u64);
                 }
@@ -241,7 +252,8 @@ impl Serial {
         self.backend_errors.inc();
         if !self.failed {
             self.failed = true;
-            self.faults.report(FaultKind::Backend, format_args!("serial backend: {error}"));
+            self.faults
+                .report(FaultKind::Backend, format_args!("serial backend: {error}"));
         }
     }
 
@@ -283,7 +295,10 @@ impl Serial {
             self.drive();
         }
         if self.is_looped() {
-            self.receive(Received { byte, is_break: false });
+            self.receive(Received {
+                byte,
+                is_break: false,
+            });
         } else if self.queue.len() < QUEUE {
             self.queue.push_back(byte);
             self.flush();
@@ -300,7 +315,11 @@ impl Serial {
             self.received.clear();
         }
         // What was transmitted has left the port already: there is nothing to clear.
-        self.fifo_control = if value & FCR_ENABLE != 0 { value & FCR_KEPT } else { 0 };
+        self.fifo_control = if value & FCR_ENABLE != 0 {
+            value & FCR_KEPT
+        } else {
+            0
+        };
     }
 
     fn set_modem_control(&mut self, value: u8) {
@@ -395,7 +414,9 @@ impl Registers for Serial {
     }
 
     fn write(&mut self, at: Hit, data: &[u8]) -> AccessResult {
-        let result = write_each(at.offset, data, |offset, value| self.write_port(offset, value));
+        let result = write_each(at.offset, data, |offset, value| {
+            self.write_port(offset, value)
+        });
         self.drive();
         result
     }
@@ -561,8 +582,12 @@ impl Persist for Serial {
         self.guest_looked = guest_looked;
         let is_break = |at: usize| breaks & (1 << at) != 0;
         let received = received.iter().enumerate();
-        self.received =
-            received.map(|(at, &byte)| Received { byte, is_break: is_break(at) }).collect();
+        self.received = received
+            .map(|(at, &byte)| Received {
+                byte,
+                is_break: is_break(at),
+            })
+            .collect();
         self.queue = queue.into();
         self.tx_queued.set(self.queue.len() as u64);
         self.restored = true;

@@ -1,7 +1,7 @@
 //! What the VMM hands over, the tables, memory, the CPU.
 
 use crate::boot::VEC_AUTO;
-use crate::cpu::{self, read32, tsc, write32};
+use crate::cpu::{self, tsc};
 use crate::out::Test;
 use crate::{acpi, apic, boot, cmdline, mem, time};
 use core::arch::asm;
@@ -41,7 +41,7 @@ pub fn acpi(test: &mut Test) {
     }
     for (at, name, len) in acpi::tables() {
         let name = core::str::from_utf8(name).unwrap_or("????");
-        if len < 36 || len > 1 << 20 || !acpi::sums_to_zero(at, len) {
+        if !(36..=1 << 20).contains(&len) || !acpi::sums_to_zero(at, len) {
             test.fail(format_args!("table {name} at {at:#x}: length or checksum"));
         }
     }
@@ -214,7 +214,7 @@ pub fn lapic(test: &mut Test) {
     const VECTOR: u8 = VEC_AUTO + 2;
     apic::enable();
     test.check(
-        read32(apic::LAPIC + apic::lapic::VERSION) & 0xff >= 0x10,
+        apic::get(apic::lapic::VERSION) & 0xff >= 0x10,
         "LAPIC version below 0x10",
     );
     let before = cpu::taken(VECTOR);
@@ -231,44 +231,38 @@ pub fn lapic(test: &mut Test) {
     );
     // One-shot timer, then periodic.
     let before = cpu::taken(VECTOR);
-    write32(apic::LAPIC + apic::lapic::TIMER_DIVIDE, 0b1011);
-    write32(apic::LAPIC + apic::lapic::TIMER, VECTOR.into());
-    write32(apic::LAPIC + apic::lapic::TIMER_INITIAL, 1_000_000);
+    apic::set(apic::lapic::TIMER_DIVIDE, 0b1011);
+    apic::set(apic::lapic::TIMER, VECTOR.into());
+    apic::set(apic::lapic::TIMER_INITIAL, 1_000_000);
     test.check(
         time::until(time::seconds(5), || cpu::taken(VECTOR) != before),
         "one-shot timer does not fire",
     );
     test.eq(
         "timer count after it fired",
-        read32(apic::LAPIC + apic::lapic::TIMER_CURRENT),
+        apic::get(apic::lapic::TIMER_CURRENT),
         0_u32,
     );
     let before = cpu::taken(VECTOR);
-    write32(
-        apic::LAPIC + apic::lapic::TIMER,
-        u32::from(VECTOR) | 1 << 17,
-    );
-    write32(apic::LAPIC + apic::lapic::TIMER_INITIAL, 2_000_000);
+    apic::set(apic::lapic::TIMER, u32::from(VECTOR) | 1 << 17);
+    apic::set(apic::lapic::TIMER_INITIAL, 2_000_000);
     test.check(
         time::until(time::seconds(5), || cpu::taken(VECTOR) >= before + 3),
         "periodic timer does not go on",
     );
-    write32(apic::LAPIC + apic::lapic::TIMER_INITIAL, 0);
-    write32(apic::LAPIC + apic::lapic::TIMER, 1 << 16);
+    apic::set(apic::lapic::TIMER_INITIAL, 0);
+    apic::set(apic::lapic::TIMER, 1 << 16);
     // TSC deadline, where CPUID offers it.
     if __cpuid_count(1, 0).ecx & 1 << 24 != 0 {
         let before = cpu::taken(VECTOR);
-        write32(
-            apic::LAPIC + apic::lapic::TIMER,
-            u32::from(VECTOR) | 2 << 17,
-        );
+        apic::set(apic::lapic::TIMER, u32::from(VECTOR) | 2 << 17);
         let set = cpu::wrmsr(0x6e0, tsc() + time::millis(2));
         test.check(set.is_ok(), "TSC deadline cannot be written");
         test.check(
             time::until(time::seconds(5), || cpu::taken(VECTOR) != before),
             "TSC deadline does not fire",
         );
-        write32(apic::LAPIC + apic::lapic::TIMER, 1 << 16);
+        apic::set(apic::lapic::TIMER, 1 << 16);
     }
     cpu::irq_off();
     // Sleep ends with an interrupt that was already pending.

@@ -4,7 +4,7 @@
 use super::queue::Queue;
 use crate::cpu::{read8, read16, read32, write8, write16, write32};
 use crate::pci::{self, Function, Msix};
-use crate::{cmdline, mem, time};
+use crate::{acpi, apic, cmdline, mem, time};
 
 /// Offsets in the PCI common configuration (virtio 1.2, 4.1.4.3).
 pub mod common {
@@ -317,7 +317,7 @@ impl Transport {
                     .map_or(line, |n| n as u8);
                 (pin != 0 && line != 0 && line != 0xff).then_some(line.into())
             }
-            Self::Mmio(d) => Some(d.gsi),
+            Self::Mmio(d) => (d.gsi < apic::pins()).then_some(d.gsi),
         }
     }
 
@@ -403,16 +403,31 @@ pub fn open(function: Function) -> Option<PciDevice> {
     (found.common != 0 && found.notify != 0 && found.isr != 0).then_some(found)
 }
 
-/// Virtio devices named on the command line: `virtio_mmio.device=SIZE@BASE:GSI`, as for Linux.
+/// Virtio devices named on the command line as for Linux, `virtio_mmio.device=SIZE@BASE:GSI`, or if
+/// there are none, those of the DSDT.
 pub fn mmio_devices() -> impl Iterator<Item = Transport> {
-    cmdline::values("virtio_mmio.device").filter_map(|value| {
-        let (size, rest) = value.split_once('@')?;
-        let mut parts = rest.split(':');
-        let base = cmdline::number(parts.next()?)?;
-        let gsi = cmdline::number(parts.next()?)? as u32;
-        let len = cmdline::number(size)?;
-        mem::map(base, len);
-        let device = MmioDevice { base, len, gsi };
-        (read32(base + mmio::MAGIC) == 0x7472_6976).then_some(Transport::Mmio(device))
-    })
+    let named = || cmdline::values("virtio_mmio.device").filter_map(named_device);
+    let in_acpi = if named().next().is_none() {
+        Some(acpi::virtio_mmio())
+    } else {
+        None
+    };
+    named()
+        .chain(in_acpi.into_iter().flatten())
+        .filter_map(|(base, len, gsi)| {
+            mem::map(base, len);
+            let device = MmioDevice { base, len, gsi };
+            // An empty slot has device type 0.
+            let answers =
+                read32(base + mmio::MAGIC) == 0x7472_6976 && read32(base + mmio::DEVICE_ID) != 0;
+            answers.then_some(Transport::Mmio(device))
+        })
+}
+
+fn named_device(value: &str) -> Option<(u64, u64, u32)> {
+    let (size, rest) = value.split_once('@')?;
+    let mut parts = rest.split(':');
+    let base = cmdline::number(parts.next()?)?;
+    let gsi = cmdline::number(parts.next()?)? as u32;
+    Some((base, cmdline::number(size)?, gsi))
 }
