@@ -3,6 +3,7 @@
 use crate::{cmdline, mem, out};
 use core::arch::global_asm;
 use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// CPUs the descriptor table has room for.
 pub const MAX_CPUS: usize = 1024;
@@ -75,6 +76,8 @@ unsafe extern "C" {
     fn unexpected_fault();
     static ring0_stack_top: u8;
     static payload_end: u8;
+    static mut bss_start: u8;
+    static bss_end: u8;
 }
 
 /// PVH's `hvm_start_info` (Xen: xen/include/public/arch-x86/hvm/start_info.h).
@@ -157,8 +160,20 @@ pub fn end_of_payload() -> u64 {
     (&raw const payload_end) as u64
 }
 
+/// Set by every boot: after a reset that loaded the file again but did not clear what follows it, it
+/// is already set.
+static BOOTED: AtomicBool = AtomicBool::new(false);
+
 /// Copies what the VMM handed over and makes faults, output and allocation work.
 pub fn init(info: *const StartInfo) {
+    if BOOTED.load(Ordering::Relaxed) {
+        let start = &raw mut bss_start;
+        // SAFETY: the statics of an earlier boot, which this one has not used yet; stacks lie elsewhere.
+        unsafe {
+            start.write_bytes(0, (&raw const bss_end) as usize - start as usize);
+        }
+    }
+    BOOTED.store(true, Ordering::Relaxed);
     // SAFETY: only this CPU runs; PVH promises `info` to be readable, and all of the low 4 GiB is
     // mapped, so even a wrong pointer reads something.
     unsafe {

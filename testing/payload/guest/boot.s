@@ -106,7 +106,7 @@ idtr:
 boot_frame:                         # what the first iretq pops
     .quad ring3_entry, {SEL_UCODE}, 0x2, ring3_stack_top, {SEL_UDATA}
 
-    .section .bss, "aw", @nobits
+    .section .stacks, "aw", @nobits
     .balign 4096
     .skip 4096
 ring0_stack_top:

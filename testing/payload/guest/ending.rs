@@ -11,12 +11,10 @@ pub fn end() -> ! {
     if how == "panic" {
         panic!("asked for on the command line");
     }
-    out::end();
     let resets = how.starts_with("reset") || how == "triple";
-    if resets && boot_number() >= cmdline::number_or("boots", u64::MAX) {
-        leave("poweroff");
-    }
-    leave(how)
+    let last = resets && boot_number() >= cmdline::number_or("boots", u64::MAX);
+    out::end();
+    leave(if last { "poweroff" } else { how })
 }
 
 /// Which boot this is, counting from 1, where something outlives a reset: RAM, or the clock's memory.
