@@ -342,12 +342,12 @@ fn stdio_child() {
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                while let Ok(escape) = typed.try_recv() {
+                    say(stdio.as_mut(), format!("<{escape:?}>").as_bytes());
+                }
                 edges.recv().unwrap();
             }
             Err(e) => panic!("{e}"),
-        }
-        while let Ok(escape) = typed.try_recv() {
-            say(stdio.as_mut(), format!("<{escape:?}>").as_bytes());
         }
         if size(stdio.as_ref()) != last_size {
             last_size = size(stdio.as_ref());
@@ -393,6 +393,10 @@ impl Terminal {
     fn wait_text(&mut self, wanted: &str) {
         let mut all = Vec::new();
         while !String::from_utf8_lossy(&all).contains(wanted) {
+            let timeout = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+            let mut fds = [rustix::event::PollFd::new(&self.master, rustix::event::PollFlags::IN)];
+            let polled = rustix::event::poll(&mut fds, Some(&timeout)).unwrap();
+            assert_eq!(polled, 1, "{wanted} does not come after {}", String::from_utf8_lossy(&all));
             let mut byte = [0];
             self.master.read_exact(&mut byte).unwrap();
             all.push(byte[0]);

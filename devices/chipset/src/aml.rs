@@ -4,7 +4,8 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, ResourceTemplate};
 use nyx_device::Fragment;
 
-/// An ISA device under `\_SB`: PNP id, unique id, ports (base, length) and interrupts.
+/// An ISA device under `\_SB`: PNP id, unique id, ports (base, length) and interrupts. `shared`
+/// interrupts are those that another device of the same kind may use too, as COM1 and COM3 do.
 ///
 /// Interrupts are described as edge-triggered and active high, which is what ISA is (ACPI 6.4
 /// §6.4.3.6 for the descriptor). With a level they would cost an end-of-interrupt exit each.
@@ -14,6 +15,7 @@ pub(crate) fn isa_device(
     uid: Option<u8>,
     ports: &[(u16, u8)],
     irqs: &[u32],
+    shared: bool,
 ) -> Fragment {
     let ports: Vec<IO> = ports
         .iter()
@@ -21,7 +23,7 @@ pub(crate) fn isa_device(
         .collect();
     let irqs: Vec<Interrupt> = irqs
         .iter()
-        .map(|&gsi| Interrupt::new(true, true, false, false, gsi))
+        .map(|&gsi| Interrupt::new(true, true, false, shared, gsi))
         .collect();
     let resources: Vec<&dyn Aml> = ports
         .iter()

@@ -13,6 +13,8 @@ mod ports;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+#[cfg(test)]
+mod tests;
 pub mod vmgenid;
 
 pub use debug_ports::{DebugConsole, PostPort};

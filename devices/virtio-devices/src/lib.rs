@@ -17,8 +17,10 @@ mod queues;
 mod rng;
 #[cfg(test)]
 mod testing;
+mod vsock;
 
 pub use blk::{Blk, BlkConfig, BlkKind};
 pub use console::{Console, ConsoleConfig, ConsoleKind, PortConfig};
 pub use net::{Mac, MacError, Net, NetConfig, NetKind, stable_mac};
 pub use rng::{Rng, RngConfig, RngKind};
+pub use vsock::{ListenError, Vsock, VsockConfig, VsockKind};

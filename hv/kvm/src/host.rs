@@ -2,6 +2,7 @@
 
 use crate::capabilities::Capabilities;
 use crate::refused;
+use crate::saved::SavedVcpu;
 use crate::vm::KvmVm;
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use nyx_hypervisor::{HvError, Hypervisor, Topology, Vm};
@@ -59,6 +60,8 @@ pub(crate) struct Host {
     pub(crate) msrs: Vec<u32>,
     /// Those of `msrs` that can be read, once the first vCPU has shown which.
     pub(crate) readable_msrs: OnceLock<Vec<u32>>,
+    /// A vCPU that was just made, once there was one.
+    pub(crate) power_on: OnceLock<SavedVcpu>,
     /// Bytes of `kvm_run`'s mapping.
     pub(crate) run_size: usize,
 }
@@ -100,6 +103,7 @@ impl Kvm {
             cpuid,
             msrs,
             readable_msrs: OnceLock::new(),
+            power_on: OnceLock::new(),
             run_size,
         })))
     }

@@ -105,7 +105,7 @@ impl KvmVcpu {
         let kicker = Arc::new(Kicker::new(page.immediate_exit()));
         initialize_msrs(&fd);
         initialize_lapic(&fd, index == 0)?;
-        let power_on = capture(&fd, &host).map_err(|e| HvError {
+        let power_on = power_on(&fd, &host).map_err(|e| HvError {
             operation: "vCPU state",
             source: io::Error::other(e),
         })?;
@@ -406,64 +406,75 @@ fn xsave_words(host: &Host) -> usize {
         .div_ceil(8)
 }
 
+/// A block of state, as saved.
+type Block = Option<ByteVec>;
+
+fn unread(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> SaveError {
+    move |e| SaveError::Read(format!("{what}: {e}"))
+}
+
+fn block(state: &impl Plain) -> ByteVec {
+    state.to_bytes().into()
+}
+
+fn mp_state(fd: &VcpuFd) -> Result<u32, SaveError> {
+    Ok(fd
+        .get_mp_state()
+        .map_err(unread("KVM_GET_MP_STATE"))?
+        .mp_state)
+}
+
+/// `kvm_sregs` or `kvm_sregs2`, whichever this kernel has.
+fn system_registers(fd: &VcpuFd, host: &Host) -> Result<(Block, Block), SaveError> {
+    if host.capabilities.sregs2 != 0 {
+        let sregs2 = ioctl::get_sregs2(borrowed(fd))
+            .map_err(|e| SaveError::Read(format!("KVM_GET_SREGS2: {e}")))?;
+        Ok((None, Some(block(&sregs2))))
+    } else {
+        let sregs = fd.get_sregs().map_err(unread("KVM_GET_SREGS"))?;
+        Ok((Some(block(&sregs)), None))
+    }
+}
+
+fn lapic(fd: &VcpuFd) -> Result<ByteVec, SaveError> {
+    Ok(block(&fd.get_lapic().map_err(unread("KVM_GET_LAPIC"))?))
+}
+
+fn xsave(fd: &VcpuFd, host: &Host) -> Result<Block, SaveError> {
+    if host.capabilities.xsave == 0 {
+        return Ok(None);
+    }
+    let mut area = vec![0u64; xsave_words(host)];
+    ioctl::get_xsave(borrowed(fd), &mut area, host.capabilities.xsave2 != 0)
+        .map_err(|e| SaveError::Read(format!("KVM_GET_XSAVE2: {e}")))?;
+    let mut bytes: Vec<u8> = area.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let used = bytes
+        .iter()
+        .rposition(|&b| b != 0)
+        .map_or(0, |last| last + 1);
+    bytes.truncate(used);
+    Ok(Some(bytes.into()))
+}
+
 /// Reads everything. The processor's run state comes first: asking for it makes the kernel accept
 /// a pending INIT or SIPI, which changes the rest.
 fn capture(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
     let caps = &host.capabilities;
-    let failed =
-        |what: &'static str| move |e: kvm_ioctls::Error| SaveError::Read(format!("{what}: {e}"));
-    let failed_io =
-        |what: &'static str| move |e: io::Error| SaveError::Read(format!("{what}: {e}"));
-    let mp_state = fd
-        .get_mp_state()
-        .map_err(failed("KVM_GET_MP_STATE"))?
-        .mp_state;
-    let regs = ByteVec::from(fd.get_regs().map_err(failed("KVM_GET_REGS"))?.to_bytes());
-    let (mut sregs, mut sregs2) = (None, None);
-    if caps.sregs2 != 0 {
-        let value = ioctl::get_sregs2(borrowed(fd)).map_err(failed_io("KVM_GET_SREGS2"))?;
-        sregs2 = Some(value.to_bytes().into());
-    } else {
-        let value = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        sregs = Some(value.to_bytes().into());
-    }
-    let mut xsave = None;
-    if caps.xsave != 0 {
-        let mut area = vec![0u64; xsave_words(host)];
-        ioctl::get_xsave(borrowed(fd), &mut area, caps.xsave2 != 0)
-            .map_err(failed_io("KVM_GET_XSAVE2"))?;
-        let mut bytes: Vec<u8> = area.iter().flat_map(|w| w.to_ne_bytes()).collect();
-        let used = bytes
-            .iter()
-            .rposition(|&b| b != 0)
-            .map_or(0, |last| last + 1);
-        bytes.truncate(used);
-        xsave = Some(bytes.into());
-    }
+    let mp_state = mp_state(fd)?;
+    let regs = block(&fd.get_regs().map_err(unread("KVM_GET_REGS"))?);
+    let (sregs, sregs2) = system_registers(fd, host)?;
+    let xsave = xsave(fd, host)?;
     let xcrs = match caps.xcrs {
         0 => None,
-        _ => Some(
-            fd.get_xcrs()
-                .map_err(failed("KVM_GET_XCRS"))?
-                .to_bytes()
-                .into(),
-        ),
+        _ => Some(block(&fd.get_xcrs().map_err(unread("KVM_GET_XCRS"))?)),
     };
     let debugregs = match caps.debugregs {
         0 => None,
-        _ => Some(
-            fd.get_debug_regs()
-                .map_err(failed("KVM_GET_DEBUGREGS"))?
-                .to_bytes()
-                .into(),
-        ),
+        _ => Some(block(
+            &fd.get_debug_regs().map_err(unread("KVM_GET_DEBUGREGS"))?,
+        )),
     };
-    let lapic = Some(
-        fd.get_lapic()
-            .map_err(failed("KVM_GET_LAPIC"))?
-            .to_bytes()
-            .into(),
-    );
+    let lapic = Some(lapic(fd)?);
     let tsc_khz = match caps.get_tsc_khz {
         0 => None,
         _ => fd.get_tsc_khz().ok().filter(|&khz| khz != 0),
@@ -486,12 +497,10 @@ fn capture(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
     };
     let events = match caps.vcpu_events {
         0 => None,
-        _ => Some(
-            fd.get_vcpu_events()
-                .map_err(failed("KVM_GET_VCPU_EVENTS"))?
-                .to_bytes()
-                .into(),
-        ),
+        _ => Some(block(
+            &fd.get_vcpu_events()
+                .map_err(unread("KVM_GET_VCPU_EVENTS"))?,
+        )),
     };
     Ok(SavedVcpu {
         mp_state,
@@ -505,6 +514,26 @@ fn capture(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
         events,
         tsc_khz,
         msrs,
+    })
+}
+
+/// The state of a vCPU that was just made. Only the run state, the system registers and the local
+/// APIC tell one from another, so the rest is read once per process.
+fn power_on(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
+    let Some(first) = host.power_on.get() else {
+        let state = capture(fd, host)?;
+        // Another thread may have been faster; then it holds the same.
+        let _ = host.power_on.set(state.clone());
+        return Ok(state);
+    };
+    let mp_state = mp_state(fd)?;
+    let (sregs, sregs2) = system_registers(fd, host)?;
+    Ok(SavedVcpu {
+        mp_state,
+        sregs,
+        sregs2,
+        lapic: Some(lapic(fd)?),
+        ..first.clone()
     })
 }
 

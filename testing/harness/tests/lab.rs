@@ -2,7 +2,10 @@
 //!
 //! Run by `cargo xtask test lab`; each test boots a lab of its own.
 
-#![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot be unwrapped fails the test"
+)]
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -22,7 +22,7 @@ pub fn end() -> ! {
 fn boot_number() -> u64 {
     const COUNT_AT: u64 = 0x9_0000;
     const MAGIC: u64 = 0x7275_6e73_6f66_6172;
-    const CMOS: u8 = 0x5e;
+    const CMOS: u8 = 0x6e; // firmware uses some of those below
     let in_ram = if cpu::read64(COUNT_AT) == MAGIC {
         cpu::read64(COUNT_AT + 8)
     } else {

@@ -22,6 +22,8 @@ pub const RAM_LEN: usize = 8 << 20;
 const RESERVED: u64 = 0x70_0000;
 /// Where windows without an address of their own go, and the distance between them.
 const WINDOWS: u64 = 0xd000_0000;
+/// The role of a function's interrupt pin, which is driven through its port.
+const INTX: &str = "intx";
 /// What the wall clock shows: 2026-03-01 12:00:00.25 UTC, so that nothing depends on today.
 const WALL: Duration = Duration::new(1_772_366_400, 250_000_000);
 
@@ -95,11 +97,12 @@ impl Bench {
 
     /// The device's side of everything.
     pub fn wiring(&self) -> Wiring<'_> {
+        let irqs = self.placement.irqs.iter().filter(|(role, _)| *role != INTX);
         let line =
             |(role, &gsi): (&String, &u32)| (role.clone(), IrqLine::new(self.pins.clone(), gsi));
         Wiring {
             placement: &self.placement,
-            lines: self.placement.irqs.iter().map(line).collect(),
+            lines: irqs.map(line).collect(),
             pci: self.pci.clone().map(|pci| pci as Arc<dyn PciPort>),
             dma: self.dma.clone(),
             msi: self.msis.clone(),
@@ -185,7 +188,10 @@ fn place(
         };
         (role.clone(), gsi)
     });
-    let irqs = irqs.collect();
+    let mut irqs: BTreeMap<String, u32> = irqs.collect();
+    if demand.pci.as_ref().is_some_and(|p| p.intx) {
+        irqs.insert(INTX.into(), any.next().unwrap_or(u32::MAX));
+    }
     let bdf = demand
         .pci
         .as_ref()

@@ -5,14 +5,16 @@ use crate::conformance::{self as suite, Verdict};
 use crate::example::Latch;
 use crate::{Bench, Medium, Random, Subject, Wire, conformance, json};
 use nyx_device::{
-    AccessResult, Attach, BackendOpener, BackendSpec, BlockOp, BlockRequest, BoxError, ConfigError,
-    Demand, Device, DeviceKind, Drain, DrainToken, FaultKind, Fragment, Hit, IrqDemand, IrqLine,
-    Lifecycle, Placement, Registers, ResetKind, Space, Threads, Timer, VmClock, Window, Wiring,
+    AccessResult, Attach, BackendOpener, BackendSpec, BarDemand, BarSpace, BlockOp, BlockRequest,
+    BoxError, ConfigError, Demand, Device, DeviceKind, Drain, DrainToken, FaultKind, Fragment,
+    FunctionDemand, Hit, IrqDemand, IrqLine, Lifecycle, PciPort, Placement, Registers, ResetKind,
+    Space, Threads, Timer, VmClock, Window, Wiring,
 };
 use nyx_inspect::{Inspect, Leaf, Visitor};
 use nyx_state::{Blob, Persist, RestoreError, SaveError, Saved, minicbor};
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use vm_memory::{GuestAddress, Permissions};
@@ -174,6 +176,107 @@ impl Persist for Flawed {
         Ok(())
     }
 }
+
+/// A PCI function of one BAR whose first bit drives the interrupt pin.
+struct Function {
+    port: Arc<dyn PciPort>,
+    value: u8,
+}
+
+impl Function {
+    fn drive(&self) {
+        self.port.set_intx(self.value & 1 != 0);
+    }
+}
+
+impl Registers for Function {
+    fn read(&mut self, at: Hit, data: &mut [u8]) -> AccessResult {
+        nyx_device::read_register(self.value.into(), 1, at.offset as usize, data)
+    }
+    fn write(&mut self, at: Hit, data: &[u8]) -> AccessResult {
+        match (at, data) {
+            (
+                Hit {
+                    region: nyx_device::RegionId(2),
+                    offset: 0,
+                },
+                [byte],
+            ) => self.value = *byte,
+            _ => return Err(nyx_device::BadAccess::NoRegister),
+        }
+        self.drive();
+        Ok(())
+    }
+}
+impl Lifecycle for Function {
+    fn reset(&mut self, _: ResetKind) {
+        self.value = 0;
+        self.drive();
+    }
+}
+impl Inspect for Function {
+    fn inspect(&self, v: &mut dyn Visitor) {
+        v.leaf("value", Leaf::Hex(self.value.into()));
+    }
+}
+impl Persist for Function {
+    type Saved = SavedFunction;
+    fn save(&self) -> Result<SavedFunction, SaveError> {
+        Ok(SavedFunction { value: self.value })
+    }
+    fn restore(&mut self, saved: SavedFunction) -> Result<(), RestoreError> {
+        self.value = saved.value;
+        self.drive();
+        Ok(())
+    }
+}
+impl Device for Function {}
+
+#[derive(minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+struct SavedFunction {
+    #[n(0)]
+    value: u8,
+}
+impl Saved for SavedFunction {
+    const NAME: &'static str = "function/1";
+}
+
+impl DeviceKind for Function {
+    const KIND: &'static str = "function";
+    type Config = crate::example::LatchConfig;
+    fn demand(_: &Self::Config, attach: Attach) -> Result<Demand, ConfigError> {
+        assert_eq!(attach, Attach::Pci);
+        let space = BarSpace::Memory64;
+        let bars = vec![BarDemand {
+            index: 2,
+            len: 4096,
+            space,
+            prefetchable: true,
+        }];
+        let pci = FunctionDemand {
+            bars,
+            intx: true,
+            msix_vectors: 2,
+            msix_bar: 1,
+            ..FunctionDemand::default()
+        };
+        Ok(Demand {
+            pci: Some(pci),
+            ..Demand::default()
+        })
+    }
+    fn build(_: Self::Config, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>, BoxError> {
+        assert!(wiring.lines.is_empty() && wiring.placement.irqs.contains_key("intx"));
+        assert!(wiring.placement.bars.contains_key(&1) && wiring.placement.bdf.is_some());
+        Ok(Box::new(Self {
+            port: wiring.pci()?,
+            value: 0,
+        }))
+    }
+}
+
+conformance!(a_pci_function_conforms, Function, json!({}), Attach::Pci);
 
 /// A device whose [`Persist`] does not look at the blob's name.
 struct Careless(Flawed);

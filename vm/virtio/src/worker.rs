@@ -158,6 +158,9 @@ impl Thread {
                 Goal::End(_) => {
                     again = None;
                     if parked || self.drained() {
+                        // Before the tokens: once they are gone, the device may give the task's
+                        // backend to another one.
+                        drop(self.task);
                         return;
                     }
                 }

@@ -63,8 +63,16 @@ impl DeviceKind for I8042 {
                 None,
                 &[(0x60, 1), (0x64, 1)],
                 &[irq("keyboard", KEYBOARD_IRQ)],
+                false,
             ),
-            isa_device("MOU0", "PNP0F13", None, &[], &[irq("mouse", MOUSE_IRQ)]),
+            isa_device(
+                "MOU0",
+                "PNP0F13",
+                None,
+                &[],
+                &[irq("mouse", MOUSE_IRQ)],
+                false,
+            ),
         ]
     }
 }

@@ -59,6 +59,13 @@ impl DeviceKind for Rtc {
     fn acpi(_: &RtcConfig, placement: &Placement) -> Vec<Fragment> {
         let irq = placement.irqs.get("intr").copied().unwrap_or(IRQ);
         // PNP0B00: AT real-time clock.
-        vec![isa_device("RTC0", "PNP0B00", None, &[(PORT, 2)], &[irq])]
+        vec![isa_device(
+            "RTC0",
+            "PNP0B00",
+            None,
+            &[(PORT, 2)],
+            &[irq],
+            false,
+        )]
     }
 }

@@ -98,6 +98,7 @@ impl DeviceKind for Serial {
             uid,
             &[(config.port, 8)],
             &[irq],
+            true,
         )]
     }
 }

@@ -437,6 +437,9 @@ impl Lifecycle for Serial {
     }
 
     fn stop(&mut self) -> Drain {
+        // What the backend takes now need not travel in a snapshot.
+        self.flush();
+        self.drive();
         self.running = false;
         Drain::idle()
     }
