@@ -115,7 +115,10 @@ pub fn open(spec: &BackendSpec) -> Result<Box<dyn BlockBackend>, OpenError> {
     if spec.kind != "raw" {
         return Err(OpenError::Kind(spec.kind.clone()));
     }
-    let config = serde_json::from_value(spec.config.clone())
-        .map_err(|source| OpenError::Config { kind: spec.kind.clone(), source })?;
+    let config =
+        serde_json::from_value(spec.config.clone()).map_err(|source| OpenError::Config {
+            kind: spec.kind.clone(),
+            source,
+        })?;
     Ok(Box::new(Raw::open(config)?))
 }

@@ -108,7 +108,10 @@ fn would_conflict(file: &File, byte: i64) -> Result<bool, LockError> {
 pub(crate) fn holder(file: &File) -> Option<Holder> {
     let own = file.metadata().ok()?;
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
         else {
             continue;
         };
@@ -124,7 +127,10 @@ pub(crate) fn holder(file: &File) -> Option<Holder> {
             };
             if same && locked() {
                 let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                return Some(Holder { pid, name: name.trim_end().to_owned() });
+                return Some(Holder {
+                    pid,
+                    name: name.trim_end().to_owned(),
+                });
             }
         }
     }

@@ -147,7 +147,14 @@ impl Raw {
     ///
     /// See [`OpenError`]; nothing stays locked.
     pub fn open(config: RawConfig) -> Result<Self, OpenError> {
-        let RawConfig { path, read_only, direct, engine, block_size, lock } = config;
+        let RawConfig {
+            path,
+            read_only,
+            direct,
+            engine,
+            block_size,
+            lock,
+        } = config;
         if let Some(other) = block_size.filter(|size| ![512, 4096].contains(size)) {
             return Err(OpenError::Field {
                 path,
@@ -163,10 +170,16 @@ impl Raw {
         if !read_only {
             ignore_file_size_signal();
         }
-        let (memory_alignment, offset_alignment) =
-            if direct { direct_alignment(&file, is_block) } else { (1, 1) };
+        let (memory_alignment, offset_alignment) = if direct {
+            direct_alignment(&file, is_block)
+        } else {
+            (1, 1)
+        };
         let (own_logical, own_physical) = if is_block {
-            (ioctl_blksszget(&file).unwrap_or(512), ioctl_blkpbszget(&file).unwrap_or(512))
+            (
+                ioctl_blksszget(&file).unwrap_or(512),
+                ioctl_blkpbszget(&file).unwrap_or(512),
+            )
         } else {
             (512, 4096)
         };
@@ -194,29 +207,50 @@ impl Raw {
         };
         let size = match medium.measure(is_block) {
             Ok(size) => size,
-            Err(source) => return Err(OpenError::System { action: "measure", path, source }),
+            Err(source) => {
+                return Err(OpenError::System {
+                    action: "measure",
+                    path,
+                    source,
+                });
+            }
         };
         if size == 0 {
             let why = match is_block {
                 true => "has no size: put a medium into the drive".to_owned(),
-                false => format!("is empty: `truncate -s 10G {}` makes it 10 GiB", path.display()),
+                false => format!(
+                    "is empty: `truncate -s 10G {}` makes it 10 GiB",
+                    path.display()
+                ),
             };
             return Err(OpenError::Path { path, why });
         }
         if !size.is_multiple_of(logical.into()) {
-            let rounded = size.saturating_add(logical.into()) / u64::from(logical)
-                * u64::from(logical);
-            return Err(OpenError::Size { path, size, block: logical, rounded });
+            let rounded =
+                size.saturating_add(logical.into()) / u64::from(logical) * u64::from(logical);
+            return Err(OpenError::Size {
+                path,
+                size,
+                block: logical,
+                rounded,
+            });
         }
         medium.size.store(size, Ordering::Relaxed);
         let discard = !read_only && (!is_block || device_discards(&medium.file));
         let engine = match engine {
-            Engine::Auto if in_memory && !direct => Engine::Sync,
+            Engine::Auto if in_memory => Engine::Sync,
             other => other,
         };
         let physical = own_physical.max(logical);
-        let raw =
-            Self { medium: Arc::new(medium), path, is_block, engine, logical, physical, discard };
+        let raw = Self {
+            medium: Arc::new(medium),
+            path,
+            is_block,
+            engine,
+            logical,
+            physical,
+            discard,
+        };
         // Asked for by name, so refused by name: now, not when the guest is already running.
         if engine == Engine::IoUring
             && let Err(source) = RingQueue::new(Arc::clone(&raw.medium))
@@ -239,7 +273,12 @@ impl Raw {
 }
 
 fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<(File, bool), OpenError> {
-    let refuse = |why: String| Err(OpenError::Path { path: path.to_owned(), why });
+    let refuse = |why: String| {
+        Err(OpenError::Path {
+            path: path.to_owned(),
+            why,
+        })
+    };
     let explain = |error: io::Error, writing: bool| {
         let shown = path.display();
         let why = match error.raw_os_error() {
@@ -263,10 +302,17 @@ fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<(File, bool),
                 "is on a file system without direct I/O: set direct to false".to_owned()
             }
             _ => {
-                return OpenError::System { action: "open", path: path.to_owned(), source: error };
+                return OpenError::System {
+                    action: "open",
+                    path: path.to_owned(),
+                    source: error,
+                };
             }
         };
-        OpenError::Path { path: path.to_owned(), why }
+        OpenError::Path {
+            path: path.to_owned(),
+            why,
+        }
     };
     let found = std::fs::metadata(path).map_err(|e| explain(e, false))?;
     let kind = found.file_type();
@@ -294,8 +340,13 @@ fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<(), OpenError>
     match lock::lock(file, read_only) {
         Ok(()) => Ok(()),
         Err(LockError::Held) => {
+            // A reader has some of its locks by now, and must not find itself.
+            lock::unlock(file);
             let holder: Option<Holder> = lock::holder(file);
-            Err(OpenError::InUse { path: path.to_owned(), holder })
+            Err(OpenError::InUse {
+                path: path.to_owned(),
+                holder,
+            })
         }
         Err(LockError::System(source)) => Err(OpenError::Field {
             path: path.to_owned(),
@@ -322,15 +373,16 @@ fn direct_alignment(file: &File, is_block: bool) -> (usize, u64) {
     };
     let (memory, offset) = (answer.stx_dio_mem_align, answer.stx_dio_offset_align);
     let usable = |n: u32| n.is_power_of_two() && n <= 4096;
-    if asked == 0
-        && answer.stx_mask & libc::STATX_DIOALIGN != 0
-        && usable(memory)
-        && usable(offset)
+    if asked == 0 && answer.stx_mask & libc::STATX_DIOALIGN != 0 && usable(memory) && usable(offset)
     {
         return (memory as usize, offset.max(512).into());
     }
     // Before Linux 6.1: a block device says its sector; a file's may be as large as a page.
-    let sector = if is_block { ioctl_blksszget(file).unwrap_or(4096) } else { 4096 };
+    let sector = if is_block {
+        ioctl_blksszget(file).unwrap_or(4096)
+    } else {
+        4096
+    };
     (sector as usize, sector.into())
 }
 
@@ -338,7 +390,10 @@ fn device_discards(file: &File) -> bool {
     let Ok(found) = file.metadata() else {
         return false;
     };
-    let (major, minor) = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
+    let (major, minor) = (
+        rustix::fs::major(found.rdev()),
+        rustix::fs::minor(found.rdev()),
+    );
     // A partition has no queue of its own: its disk, one level up, has.
     ["queue", "../queue"].iter().any(|queue| {
         std::fs::read_to_string(format!(
@@ -352,7 +407,9 @@ impl BlockBackend for Raw {
     fn geometry(&self) -> BlockGeometry {
         if let Ok(size) = self.medium.measure(self.is_block) {
             let logical = u64::from(self.logical);
-            self.medium.size.store(size / logical * logical, Ordering::Relaxed);
+            self.medium
+                .size
+                .store(size / logical * logical, Ordering::Relaxed);
         }
         BlockGeometry {
             size: self.medium.size.load(Ordering::Relaxed),
@@ -383,8 +440,16 @@ impl BlockBackend for Raw {
     }
 
     fn describe(&self) -> String {
-        let kind = if self.is_block { "block device" } else { "raw file" };
-        let mode = if self.medium.read_only { ", read-only" } else { "" };
+        let kind = if self.is_block {
+            "block device"
+        } else {
+            "raw file"
+        };
+        let mode = if self.medium.read_only {
+            ", read-only"
+        } else {
+            ""
+        };
         format!("{kind} {}{mode}", self.path.display())
     }
 }

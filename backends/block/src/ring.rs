@@ -55,7 +55,8 @@ impl RingQueue {
         if needed.iter().any(|code| !probe.is_supported(*code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        ring.submitter().register_files(&[medium.file.as_raw_fd()])?;
+        ring.submitter()
+            .register_files(&[medium.file.as_raw_fd()])?;
         Ok(Self {
             ring,
             medium,
@@ -109,10 +110,15 @@ impl RingQueue {
     fn reap(&mut self) {
         let completed = self.ring.completion();
         // A result that is not a slot number of ours cannot come from the kernel.
-        self.reaped.extend(completed.map(|c| (c.user_data() as u16, c.result())));
+        self.reaped
+            .extend(completed.map(|c| (c.user_data() as u16, c.result())));
         let mut reaped = std::mem::take(&mut self.reaped);
         for (slot, result) in reaped.drain(..) {
-            let Some(task) = self.slots.get_mut(usize::from(slot)).and_then(Option::as_mut) else {
+            let Some(task) = self
+                .slots
+                .get_mut(usize::from(slot))
+                .and_then(Option::as_mut)
+            else {
                 continue;
             };
             match task.advance(result, &self.medium) {
@@ -153,11 +159,19 @@ impl RingQueue {
 
 fn entry(step: &Step<'_>) -> squeue::Entry {
     match *step {
-        Step::Read { iovecs: [only], offset } if u32::try_from(only.len).is_ok() => {
-            opcode::Read::new(FILE, only.base, only.len as u32).offset(offset).build()
-        }
-        Step::Write { iovecs: [only], offset } if u32::try_from(only.len).is_ok() => {
-            opcode::Write::new(FILE, only.base, only.len as u32).offset(offset).build()
+        Step::Read {
+            iovecs: [only],
+            offset,
+        } if u32::try_from(only.len).is_ok() => opcode::Read::new(FILE, only.base, only.len as u32)
+            .offset(offset)
+            .build(),
+        Step::Write {
+            iovecs: [only],
+            offset,
+        } if u32::try_from(only.len).is_ok() => {
+            opcode::Write::new(FILE, only.base, only.len as u32)
+                .offset(offset)
+                .build()
         }
         Step::Read { iovecs, offset } => {
             opcode::Readv::new(FILE, iovecs.as_ptr().cast(), iovecs.len() as u32)
@@ -169,10 +183,13 @@ fn entry(step: &Step<'_>) -> squeue::Entry {
                 .offset(offset)
                 .build()
         }
-        Step::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
-        Step::Allocate { mode, offset, len } => {
-            opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build()
-        }
+        Step::Sync => opcode::Fsync::new(FILE)
+            .flags(types::FsyncFlags::DATASYNC)
+            .build(),
+        Step::Allocate { mode, offset, len } => opcode::Fallocate::new(FILE, len)
+            .offset(offset)
+            .mode(mode)
+            .build(),
     }
 }
 
@@ -188,7 +205,11 @@ impl BlockQueue for RingQueue {
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        if self.has_unsubmitted() { self.enter(0) } else { Ok(()) }
+        if self.has_unsubmitted() {
+            self.enter(0)
+        } else {
+            Ok(())
+        }
     }
 
     fn completions(&mut self, done: &mut Vec<BlockDone>) {
@@ -220,8 +241,11 @@ impl Drop for RingQueue {
                 std::mem::forget(std::mem::take(&mut self.slots));
                 return;
             }
-            let completed: Vec<_> =
-                self.ring.completion().map(|c| (c.user_data() as u16, c.result())).collect();
+            let completed: Vec<_> = self
+                .ring
+                .completion()
+                .map(|c| (c.user_data() as u16, c.result()))
+                .collect();
             for (slot, _) in completed {
                 self.end(slot, Err(io::ErrorKind::Interrupted.into()));
             }

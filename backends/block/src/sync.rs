@@ -16,15 +16,21 @@ pub(crate) fn perform(step: &Step<'_>, medium: &Medium, flags: libc::c_int) -> i
     // the layout of `struct iovec`.
     let result = unsafe {
         match *step {
-            Step::Read { iovecs: [only], offset } if flags == 0 => {
-                libc::pread(fd, only.base.cast(), only.len, offset as i64)
-            }
-            Step::Write { iovecs: [only], offset } if flags == 0 => {
-                libc::pwrite(fd, only.base.cast(), only.len, offset as i64)
-            }
-            Step::Read { iovecs, offset } => {
-                libc::preadv2(fd, iovecs.as_ptr().cast(), iovecs.len() as i32, offset as i64, flags)
-            }
+            Step::Read {
+                iovecs: [only],
+                offset,
+            } if flags == 0 => libc::pread(fd, only.base.cast(), only.len, offset as i64),
+            Step::Write {
+                iovecs: [only],
+                offset,
+            } if flags == 0 => libc::pwrite(fd, only.base.cast(), only.len, offset as i64),
+            Step::Read { iovecs, offset } => libc::preadv2(
+                fd,
+                iovecs.as_ptr().cast(),
+                iovecs.len() as i32,
+                offset as i64,
+                flags,
+            ),
             Step::Write { iovecs, offset } => libc::pwritev2(
                 fd,
                 iovecs.as_ptr().cast(),
@@ -39,7 +45,9 @@ pub(crate) fn perform(step: &Step<'_>, medium: &Medium, flags: libc::c_int) -> i
         }
     };
     match i32::try_from(result) {
-        Ok(-1) => -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
+        Ok(-1) => -io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO),
         Ok(count) => count,
         // The kernel transfers less than 2 GiB at a time (read(2)).
         Err(_) => i32::MAX,
@@ -87,7 +95,11 @@ impl FirstTry {
         if result >= 0 {
             self.misses = 0;
             // The end of the file is judged by the engine's own attempt.
-            return if result == 0 { None } else { task.advance(result, medium) };
+            return if result == 0 {
+                None
+            } else {
+                task.advance(result, medium)
+            };
         }
         match -result {
             libc::EAGAIN => {
@@ -97,7 +109,9 @@ impl FirstTry {
                 }
             }
             // Real errors are judged by the engine's own attempt; these mean "never".
-            libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS => allowed.store(false, Ordering::Relaxed),
+            libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS => {
+                allowed.store(false, Ordering::Relaxed)
+            }
             _ => {}
         }
         None
@@ -112,7 +126,10 @@ pub(crate) struct SyncQueue {
 
 impl SyncQueue {
     pub(crate) fn new(medium: Arc<Medium>) -> Self {
-        Self { medium, done: Vec::new() }
+        Self {
+            medium,
+            done: Vec::new(),
+        }
     }
 }
 

@@ -30,36 +30,61 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        let extents = vec![Extent { base: GuestAddress(0), len: RAM }];
-        let memory = Memory::allocate(&RamConfig { extents, ..RamConfig::default() }).unwrap();
+        let extents = vec![Extent {
+            base: GuestAddress(0),
+            len: RAM,
+        }];
+        let memory = Memory::allocate(&RamConfig {
+            extents,
+            ..RamConfig::default()
+        })
+        .unwrap();
         let space = memory.space();
-        Self { _memory: memory, space }
+        Self {
+            _memory: memory,
+            space,
+        }
     }
 
     fn buffers(&self, parts: &[(u64, usize)]) -> PinnedBuffers {
         let view = self.space.view();
         let mut buffers = view.buffers();
         for (at, len) in parts {
-            view.pin(&mut buffers, GuestAddress(*at), *len, Permissions::Write).unwrap();
+            view.pin(&mut buffers, GuestAddress(*at), *len, Permissions::Write)
+                .unwrap();
         }
         buffers
     }
 
     fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.space.view().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        self.space
+            .view()
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
         bytes
     }
 
     fn fill(&self, at: u64, bytes: &[u8]) {
-        self.space.view().write_slice(bytes, GuestAddress(at)).unwrap();
+        self.space
+            .view()
+            .write_slice(bytes, GuestAddress(at))
+            .unwrap();
     }
 }
 
 fn wait_readable(queue: &dyn BlockQueue) {
-    let fd = queue.ready_fd().expect("a queue with requests in flight has a descriptor");
-    let timeout = rustix::event::Timespec { tv_sec: 30, tv_nsec: 0 };
-    let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    let fd = queue
+        .ready_fd()
+        .expect("a queue with requests in flight has a descriptor");
+    let timeout = rustix::event::Timespec {
+        tv_sec: 30,
+        tv_nsec: 0,
+    };
+    let mut fds = [rustix::event::PollFd::new(
+        &fd,
+        rustix::event::PollFlags::IN,
+    )];
     loop {
         match rustix::event::poll(&mut fds, Some(&timeout)) {
             Ok(n) => break assert_eq!(n, 1, "no completion within 30 s"),
@@ -117,8 +142,13 @@ fn compare_with_model(config: RawConfig, align_memory: u64) {
             let count = 1 + dice.roll((blocks - first).min(64));
             let (offset, len) = (id * lane + first * block, (count * block) as usize);
             // Guest buffers: split at an odd place, and not next to each other.
-            let base = id * (RAM as u64 / 16) + dice.roll((240 << 10) / align_memory) * align_memory;
-            let cut = if align_memory == 1 { dice.roll(len as u64) as usize } else { len / 2 / block as usize * block as usize };
+            let base =
+                id * (RAM as u64 / 16) + dice.roll((240 << 10) / align_memory) * align_memory;
+            let cut = if align_memory == 1 {
+                dice.roll(len as u64) as usize
+            } else {
+                len / 2 / block as usize * block as usize
+            };
             let parts = [(base, cut), (base + cut as u64 + 4096, len - cut)];
             let range = offset as usize..offset as usize + len;
             let op = match dice.roll(10) {
@@ -135,7 +165,10 @@ fn compare_with_model(config: RawConfig, align_memory: u64) {
                 }
                 7 => {
                     model[range].fill(0);
-                    BlockOp::WriteZeroes { len: len as u64, may_unmap: dice.roll(2) == 0 }
+                    BlockOp::WriteZeroes {
+                        len: len as u64,
+                        may_unmap: dice.roll(2) == 0,
+                    }
                 }
                 8 => {
                     // On files, discarded bytes happen to read as zeroes.
@@ -150,16 +183,24 @@ fn compare_with_model(config: RawConfig, align_memory: u64) {
         let done = drain(queue.as_mut());
         assert_eq!(done.len(), 16);
         for done in done {
-            done.result.unwrap_or_else(|e| panic!("{label}: {}: {e}", done.id));
+            done.result
+                .unwrap_or_else(|e| panic!("{label}: {}: {e}", done.id));
             if let Some((_, parts, expected)) = reads.iter().find(|r| r.0 == done.id) {
                 let mut got = guest.bytes(parts[0].0, parts[0].1);
                 got.extend(guest.bytes(parts[1].0, parts[1].1));
                 assert!(got == *expected, "{label}: read {} differs", done.id);
-                assert_eq!(done.buffers.unwrap().len(), expected.len(), "buffers come back whole");
+                assert_eq!(
+                    done.buffers.unwrap().len(),
+                    expected.len(),
+                    "buffers come back whole"
+                );
             }
         }
     }
-    assert!(std::fs::read(&backend_path(&backend)).unwrap() == model, "{label}: image differs");
+    assert!(
+        std::fs::read(&backend_path(&backend)).unwrap() == model,
+        "{label}: image differs"
+    );
 }
 
 fn backend_path(backend: &Raw) -> PathBuf {
@@ -171,7 +212,13 @@ fn every_engine_keeps_data_intact_on_a_disk() {
     for engine in ENGINES {
         let dir = scratch();
         let path = image(dir.path(), 8 << 20);
-        compare_with_model(RawConfig { engine, ..RawConfig::new(path) }, 1);
+        compare_with_model(
+            RawConfig {
+                engine,
+                ..RawConfig::new(path)
+            },
+            1,
+        );
     }
 }
 
@@ -180,7 +227,13 @@ fn every_engine_keeps_data_intact_in_memory() {
     for engine in ENGINES {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = image(dir.path(), 8 << 20);
-        compare_with_model(RawConfig { engine, ..RawConfig::new(path) }, 1);
+        compare_with_model(
+            RawConfig {
+                engine,
+                ..RawConfig::new(path)
+            },
+            1,
+        );
     }
 }
 
@@ -190,7 +243,11 @@ fn direct_io_bounces_what_is_not_aligned() {
         for align_memory in [1, 512, 4096] {
             let dir = scratch();
             let path = image(dir.path(), 8 << 20);
-            let config = RawConfig { engine, direct: true, ..RawConfig::new(path) };
+            let config = RawConfig {
+                engine,
+                direct: true,
+                ..RawConfig::new(path)
+            };
             match Raw::open(config.clone()) {
                 // Where the build folder is on a file system without O_DIRECT.
                 Err(e) => assert!(e.to_string().contains("set direct to false"), "{e}"),
@@ -207,9 +264,15 @@ fn direct_io_bounces_what_is_not_aligned() {
 fn four_kilobyte_blocks() {
     let dir = scratch();
     let path = image(dir.path(), 8 << 20);
-    let config = RawConfig { block_size: Some(4096), ..RawConfig::new(path) };
+    let config = RawConfig {
+        block_size: Some(4096),
+        ..RawConfig::new(path)
+    };
     let geometry = Raw::open(config.clone()).unwrap().geometry();
-    assert_eq!((geometry.logical_block, geometry.physical_block), (4096, 4096));
+    assert_eq!(
+        (geometry.logical_block, geometry.physical_block),
+        (4096, 4096)
+    );
     compare_with_model(config, 1);
 }
 
@@ -218,7 +281,11 @@ fn more_buffers_than_one_system_call_takes() {
     for engine in ENGINES {
         let dir = scratch();
         let path = image(dir.path(), 4 << 20);
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(path.clone())
+        })
+        .unwrap();
         let mut queue = backend.open_queue().unwrap();
         let guest = Guest::new();
         // 3000 separate buffers of 512 bytes, every other one in memory.
@@ -232,7 +299,12 @@ fn more_buffers_than_one_system_call_takes() {
         let written = std::fs::read(&path).unwrap();
         for i in 0..3000 {
             let at = 512 + i * 512;
-            assert!(written[at..at + 512].iter().all(|b| *b == (i % 251) as u8 + 1), "buffer {i}");
+            assert!(
+                written[at..at + 512]
+                    .iter()
+                    .all(|b| *b == (i % 251) as u8 + 1),
+                "buffer {i}"
+            );
         }
         for (at, _) in &parts {
             guest.fill(*at, &[0; 512]);
@@ -247,13 +319,21 @@ fn more_requests_than_the_ring_has_room_for() {
     for engine in ENGINES {
         let dir = scratch();
         let path = image(dir.path(), 1 << 20);
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(path.clone())
+        })
+        .unwrap();
         let mut queue = backend.open_queue().unwrap();
         let guest = Guest::new();
         for id in 0..1000 {
             guest.fill(id * 1024, &[id as u8; 1024]);
             let op = BlockOp::Write(guest.buffers(&[(id * 1024, 1024)]));
-            queue.submit(BlockRequest { id, offset: id * 1024, op });
+            queue.submit(BlockRequest {
+                id,
+                offset: id * 1024,
+                op,
+            });
         }
         let mut ids: Vec<_> = drain(queue.as_mut())
             .into_iter()
@@ -274,7 +354,11 @@ fn what_lies_outside_is_refused_and_never_grows_the_file() {
     for engine in ENGINES {
         let dir = scratch();
         let path = image(dir.path(), 1 << 20);
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(path.clone())
+        })
+        .unwrap();
         let mut queue = backend.open_queue().unwrap();
         let guest = Guest::new();
         for offset in [(1 << 20) - 512, 1 << 20, u64::MAX - 511] {
@@ -282,7 +366,10 @@ fn what_lies_outside_is_refused_and_never_grows_the_file() {
                 BlockOp::Write(guest.buffers(&[(0, 1024)])),
                 BlockOp::Read(guest.buffers(&[(0, 1024)])),
                 BlockOp::Discard { len: 1024 },
-                BlockOp::WriteZeroes { len: u64::MAX, may_unmap: false },
+                BlockOp::WriteZeroes {
+                    len: u64::MAX,
+                    may_unmap: false,
+                },
             ] {
                 let error = one(queue.as_mut(), offset, op).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -297,13 +384,32 @@ fn a_truncated_file_is_an_error_not_a_hang() {
     for engine in ENGINES {
         let dir = scratch();
         let path = image(dir.path(), 1 << 20);
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(path.clone())
+        })
+        .unwrap();
         let mut queue = backend.open_queue().unwrap();
         let guest = Guest::new();
         // Half of the second request's range is gone: a short read, then the end.
-        File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
-        one(queue.as_mut(), 0, BlockOp::Read(guest.buffers(&[(0, 4096)]))).unwrap();
-        let error = one(queue.as_mut(), 0, BlockOp::Read(guest.buffers(&[(0, 8192)]))).unwrap_err();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(4096)
+            .unwrap();
+        one(
+            queue.as_mut(),
+            0,
+            BlockOp::Read(guest.buffers(&[(0, 4096)])),
+        )
+        .unwrap();
+        let error = one(
+            queue.as_mut(),
+            0,
+            BlockOp::Read(guest.buffers(&[(0, 8192)])),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(backend.geometry().size, 4096, "the size follows the file");
     }
@@ -314,7 +420,11 @@ fn a_read_only_medium_refuses_writes() {
     for engine in ENGINES {
         let dir = scratch();
         let path = image(dir.path(), 1 << 20);
-        let config = RawConfig { engine, read_only: true, ..RawConfig::new(path) };
+        let config = RawConfig {
+            engine,
+            read_only: true,
+            ..RawConfig::new(path)
+        };
         let backend = Raw::open(config).unwrap();
         let geometry = backend.geometry();
         assert!(geometry.read_only && !geometry.discard && !geometry.write_zeroes);
@@ -324,7 +434,10 @@ fn a_read_only_medium_refuses_writes() {
         for op in [
             BlockOp::Write(guest.buffers(&[(0, 512)])),
             BlockOp::Discard { len: 512 },
-            BlockOp::WriteZeroes { len: 512, may_unmap: true },
+            BlockOp::WriteZeroes {
+                len: 512,
+                may_unmap: true,
+            },
         ] {
             let error = one(queue.as_mut(), 0, op).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EROFS));
@@ -339,20 +452,54 @@ fn discard_makes_holes_and_zeroing_keeps_or_frees_as_asked() {
     for engine in ENGINES {
         let dir = scratch();
         let path = image(dir.path(), 4 << 20);
-        File::options().write(true).open(&path).unwrap().write_all_at(&vec![0x5a; 4 << 20], 0).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .write_all_at(&vec![0x5a; 4 << 20], 0)
+            .unwrap();
         let file = File::open(&path).unwrap();
         file.sync_all().unwrap();
         let blocks = || file.metadata().unwrap().blocks() * 512;
         let full = blocks();
         assert!(full >= 4 << 20);
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(path.clone())
+        })
+        .unwrap();
         let mut queue = backend.open_queue().unwrap();
         one(queue.as_mut(), 0, BlockOp::Discard { len: 1 << 20 }).unwrap();
-        assert!(blocks() <= full - (1 << 20), "{engine:?}: discard freed nothing");
-        one(queue.as_mut(), 1 << 20, BlockOp::WriteZeroes { len: 1 << 20, may_unmap: true }).unwrap();
-        assert!(blocks() <= full - (2 << 20), "{engine:?}: zeroing freed nothing");
-        one(queue.as_mut(), 2 << 20, BlockOp::WriteZeroes { len: 1 << 20, may_unmap: false }).unwrap();
-        assert!(blocks() > full - (3 << 20), "{engine:?}: zeroing must keep the blocks");
+        assert!(
+            blocks() <= full - (1 << 20),
+            "{engine:?}: discard freed nothing"
+        );
+        one(
+            queue.as_mut(),
+            1 << 20,
+            BlockOp::WriteZeroes {
+                len: 1 << 20,
+                may_unmap: true,
+            },
+        )
+        .unwrap();
+        assert!(
+            blocks() <= full - (2 << 20),
+            "{engine:?}: zeroing freed nothing"
+        );
+        one(
+            queue.as_mut(),
+            2 << 20,
+            BlockOp::WriteZeroes {
+                len: 1 << 20,
+                may_unmap: false,
+            },
+        )
+        .unwrap();
+        assert!(
+            blocks() > full - (3 << 20),
+            "{engine:?}: zeroing must keep the blocks"
+        );
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes[..3 << 20].iter().all(|b| *b == 0));
         assert!(bytes[3 << 20..].iter().all(|b| *b == 0x5a));
@@ -366,15 +513,32 @@ fn zeroes_are_written_where_the_file_system_cannot_make_them() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = image(dir.path(), 4 << 20);
         std::fs::write(&path, vec![0x5a; 4 << 20]).unwrap();
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(path.clone())
+        })
+        .unwrap();
         let mut queue = backend.open_queue().unwrap();
         let len = (3 << 20) - 512;
         for _ in 0..2 {
-            one(queue.as_mut(), 512, BlockOp::WriteZeroes { len, may_unmap: false }).unwrap();
+            one(
+                queue.as_mut(),
+                512,
+                BlockOp::WriteZeroes {
+                    len,
+                    may_unmap: false,
+                },
+            )
+            .unwrap();
         }
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes[512..3 << 20].iter().all(|b| *b == 0));
-        assert!(bytes[..512].iter().chain(&bytes[3 << 20..]).all(|b| *b == 0x5a));
+        assert!(
+            bytes[..512]
+                .iter()
+                .chain(&bytes[3 << 20..])
+                .all(|b| *b == 0x5a)
+        );
     }
 }
 
@@ -385,18 +549,31 @@ fn a_file_size_limit_fails_the_write_and_nothing_else() {
     let Some(path) = std::env::var_os("NYX_BLOCK_TEST_LIMIT") else {
         let dir = scratch();
         let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "tests::a_file_size_limit_fails_the_write_and_nothing_else"])
+            .args([
+                "--exact",
+                "tests::a_file_size_limit_fails_the_write_and_nothing_else",
+            ])
             .env("NYX_BLOCK_TEST_LIMIT", image(dir.path(), 1 << 20))
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&status.stdout);
-        assert!(status.status.success() && text.contains("1 passed"), "{status:?}");
+        assert!(
+            status.status.success() && text.contains("1 passed"),
+            "{status:?}"
+        );
         return;
     };
     for engine in ENGINES {
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(path.clone())
+        })
+        .unwrap();
         let mut queue = backend.open_queue().unwrap();
-        let limit = libc::rlimit { rlim_cur: 64 << 10, rlim_max: libc::RLIM_INFINITY };
+        let limit = libc::rlimit {
+            rlim_cur: 64 << 10,
+            rlim_max: libc::RLIM_INFINITY,
+        };
         // SAFETY: `limit` is a valid rlimit.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) }, 0);
         let guest = Guest::new();
@@ -404,7 +581,12 @@ fn a_file_size_limit_fails_the_write_and_nothing_else() {
         let error = one(queue.as_mut(), 128 << 10, write()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EFBIG), "{engine:?}");
         one(queue.as_mut(), 0, write()).unwrap();
-        one(queue.as_mut(), 128 << 10, BlockOp::Read(guest.buffers(&[(0, 4096)]))).unwrap();
+        one(
+            queue.as_mut(),
+            128 << 10,
+            BlockOp::Read(guest.buffers(&[(0, 4096)])),
+        )
+        .unwrap();
     }
 }
 
@@ -420,7 +602,11 @@ fn a_full_disk_fails_the_write_and_later_ones_work() {
     let path = image(dir.path(), 4 << 20);
     let outcome = std::panic::catch_unwind(|| {
         for engine in ENGINES {
-            let backend = Raw::open(RawConfig { engine, ..RawConfig::new(path.clone()) }).unwrap();
+            let backend = Raw::open(RawConfig {
+                engine,
+                ..RawConfig::new(path.clone())
+            })
+            .unwrap();
             let mut queue = backend.open_queue().unwrap();
             let guest = Guest::new();
             let write = |len| BlockOp::Write(guest.buffers(&[(0, len)]));
@@ -448,10 +634,18 @@ fn mount_tmpfs(at: &Path) -> bool {
 
 #[test]
 fn dropping_a_queue_waits_for_what_the_kernel_is_doing() {
-    for (engine, direct) in [(Engine::IoUring, false), (Engine::IoUring, true), (Engine::Threads, false)] {
+    for (engine, direct) in [
+        (Engine::IoUring, false),
+        (Engine::IoUring, true),
+        (Engine::Threads, false),
+    ] {
         let dir = scratch();
         let path = image(dir.path(), 8 << 20);
-        let Ok(backend) = Raw::open(RawConfig { engine, direct, ..RawConfig::new(path) }) else {
+        let Ok(backend) = Raw::open(RawConfig {
+            engine,
+            direct,
+            ..RawConfig::new(path)
+        }) else {
             continue;
         };
         for round in 0..20 {
@@ -464,7 +658,11 @@ fn dropping_a_queue_waits_for_what_the_kernel_is_doing() {
                     1 => BlockOp::Read(guest.buffers(&parts)),
                     _ => BlockOp::Flush,
                 };
-                queue.submit(BlockRequest { id, offset: id * 65536, op });
+                queue.submit(BlockRequest {
+                    id,
+                    offset: id * 65536,
+                    op,
+                });
             }
             if round % 2 == 0 {
                 queue.kick().unwrap();
@@ -481,19 +679,37 @@ fn a_second_opener_is_refused_by_name() {
     let dir = scratch();
     let path = image(dir.path(), 1 << 20);
     let config = RawConfig::new(path.clone());
-    let reader = RawConfig { read_only: true, ..config.clone() };
+    let reader = RawConfig {
+        read_only: true,
+        ..config.clone()
+    };
     let first = Raw::open(config.clone()).unwrap();
     for other in [&config, &reader] {
         let error = Raw::open(other.clone()).err().unwrap().to_string();
-        let start = format!("disk `{}` is in use by this virtual machine: ", path.display());
+        let start = format!(
+            "disk `{}` is in use by this virtual machine: ",
+            path.display()
+        );
         assert!(error.starts_with(&start), "{error}");
     }
-    let unlocked = RawConfig { lock: Locking::Off, ..config.clone() };
+    let unlocked = RawConfig {
+        lock: Locking::Off,
+        ..config.clone()
+    };
     drop(Raw::open(unlocked).unwrap());
     drop(first);
     // Readers share, and keep writers out.
-    let readers = [Raw::open(reader.clone()).unwrap(), Raw::open(reader).unwrap()];
-    assert!(matches!(Raw::open(config.clone()), Err(OpenError::InUse { holder: Some(_), .. })));
+    let readers = [
+        Raw::open(reader.clone()).unwrap(),
+        Raw::open(reader).unwrap(),
+    ];
+    assert!(matches!(
+        Raw::open(config.clone()),
+        Err(OpenError::InUse {
+            holder: Some(_),
+            ..
+        })
+    ));
     drop(readers);
     Raw::open(config).unwrap();
 }
@@ -504,16 +720,26 @@ fn another_process_is_named_and_refused() {
         let dir = scratch();
         let path = image(dir.path(), 1 << 20);
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "tests::another_process_is_named_and_refused", "--nocapture"])
+            .args([
+                "--exact",
+                "tests::another_process_is_named_and_refused",
+                "--nocapture",
+            ])
             .env("NYX_BLOCK_TEST_HOLD", &path)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = io::BufRead::lines(io::BufReader::new(child.stdout.take().unwrap()));
-        lines.find(|l| l.as_ref().unwrap().contains("holding")).unwrap().unwrap();
+        lines
+            .find(|l| l.as_ref().unwrap().contains("holding"))
+            .unwrap()
+            .unwrap();
         let error = Raw::open(RawConfig::new(&path)).err().unwrap().to_string();
-        assert!(error.contains(&format!("is in use by process {} (", child.id())), "{error}");
+        assert!(
+            error.contains(&format!("is in use by process {} (", child.id())),
+            "{error}"
+        );
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
         Raw::open(RawConfig::new(&path)).unwrap();
@@ -526,7 +752,11 @@ fn another_process_is_named_and_refused() {
 
 #[test]
 fn qemu_img_and_nyx_respect_each_other() {
-    if std::process::Command::new("qemu-io").arg("--version").output().is_err() {
+    if std::process::Command::new("qemu-io")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
         println!("skipped: qemu-io (qemu-utils) is not installed");
         return;
     }
@@ -534,7 +764,10 @@ fn qemu_img_and_nyx_respect_each_other() {
     let path = image(dir.path(), 1 << 20);
     let shown = path.to_str().unwrap();
     let qemu_io = |args: &[&str]| {
-        let run = std::process::Command::new("qemu-io").args(["-f", "raw"]).args(args).output();
+        let run = std::process::Command::new("qemu-io")
+            .args(["-f", "raw"])
+            .args(args)
+            .output();
         run.unwrap().status.success()
     };
     let read = || qemu_io(&["-r", "-c", "read 0 512", shown]);
@@ -543,7 +776,11 @@ fn qemu_img_and_nyx_respect_each_other() {
     let writer = Raw::open(RawConfig::new(shown)).unwrap();
     assert!(!read() && !write(), "qemu ignores our writer's lock");
     drop(writer);
-    let reader = Raw::open(RawConfig { read_only: true, ..RawConfig::new(shown) }).unwrap();
+    let reader = Raw::open(RawConfig {
+        read_only: true,
+        ..RawConfig::new(shown)
+    })
+    .unwrap();
     assert!(read(), "readers share");
     assert!(!write(), "qemu ignores our reader's lock");
     drop(reader);
@@ -559,8 +796,18 @@ fn qemu_img_and_nyx_respect_each_other() {
         Raw::open(RawConfig::new(shown)).is_err()
     });
     assert!(locked, "our writer ignores qemu's lock");
-    let error = Raw::open(RawConfig { read_only: true, ..RawConfig::new(shown) }).err().unwrap();
-    assert!(error.to_string().contains(&format!("process {} (qemu-io)", held.id())), "{error}");
+    let error = Raw::open(RawConfig {
+        read_only: true,
+        ..RawConfig::new(shown)
+    })
+    .err()
+    .unwrap();
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("process {} (qemu-io)", held.id())),
+        "{error}"
+    );
     drop(held.stdin.take());
     held.wait().unwrap();
     Raw::open(RawConfig::new(shown)).unwrap();
@@ -580,19 +827,39 @@ fn bad_input_gets_one_sentence_with_the_mend() {
     let shown = absent.display().to_string();
     assert_eq!(
         error(new(absent)),
-        format!("disk `{shown}` does not exist: `truncate -s 10G {shown}` makes an empty one of 10 GiB")
+        format!(
+            "disk `{shown}` does not exist: `truncate -s 10G {shown}` makes an empty one of 10 GiB"
+        )
     );
     assert!(error(new(dir.path().into())).ends_with("is a directory: name an image file"));
-    assert!(error(new("/dev/null".into())).ends_with("is neither a regular file nor a block device"));
+    assert!(
+        error(new("/dev/null".into())).ends_with("is neither a regular file nor a block device")
+    );
     assert!(error(new(file("empty", 0))).contains("is empty: `truncate -s 10G "));
     let odd = file("odd", 1000);
     let text = error(new(odd.clone()));
-    assert!(text.contains("has 1000 bytes, which is not a multiple of its 512-byte blocks"), "{text}");
+    assert!(
+        text.contains("has 1000 bytes, which is not a multiple of its 512-byte blocks"),
+        "{text}"
+    );
     assert!(text.contains("`truncate -s 1024 "), "{text}");
-    let text = error(RawConfig { block_size: Some(4096), ..new(file("odd4k", 8192 + 512)) });
-    assert!(text.contains("8704 bytes, which is not a multiple of its 4096-byte") && text.contains("-s 12288"), "{text}");
-    let text = error(RawConfig { block_size: Some(1024), ..new(odd) });
-    assert!(text.ends_with("block_size is 1024: use 512 or 4096"), "{text}");
+    let text = error(RawConfig {
+        block_size: Some(4096),
+        ..new(file("odd4k", 8192 + 512))
+    });
+    assert!(
+        text.contains("8704 bytes, which is not a multiple of its 4096-byte")
+            && text.contains("-s 12288"),
+        "{text}"
+    );
+    let text = error(RawConfig {
+        block_size: Some(1024),
+        ..new(odd)
+    });
+    assert!(
+        text.ends_with("block_size is 1024: use 512 or 4096"),
+        "{text}"
+    );
     // The refused image is not left locked.
     let spec = |config: &str| BackendSpec {
         kind: "raw".to_owned(),
@@ -600,9 +867,15 @@ fn bad_input_gets_one_sentence_with_the_mend() {
     };
     let error = |spec: &BackendSpec| open(spec).err().unwrap().to_string();
     let text = error(&spec(r#"{"path": "a", "readonly": true}"#));
-    assert!(text.contains("unknown field `readonly`, expected one of `path`, `read_only`"), "{text}");
+    assert!(
+        text.contains("unknown field `readonly`, expected one of `path`, `read_only`"),
+        "{text}"
+    );
     assert!(error(&spec("{}")).contains("missing field `path`"));
-    let text = error(&BackendSpec { kind: "qcow2".to_owned(), config: serde_json::Value::Null });
+    let text = error(&BackendSpec {
+        kind: "qcow2".to_owned(),
+        config: serde_json::Value::Null,
+    });
     assert_eq!(text, "`qcow2` is not a block backend: use raw");
 }
 
@@ -614,19 +887,35 @@ fn permissions_are_explained() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(
+        dir.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
     let path = image(dir.path(), 1 << 20);
     let errors = std::thread::spawn(move || {
         // SAFETY: the raw system call changes the file-system uid of this thread only.
         unsafe { libc::syscall(libc::SYS_setfsuid, 65534) };
-        let _ = std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600));
-        let writer = Raw::open(RawConfig::new(&path)).err().map(|e| e.to_string());
-        let reader = Raw::open(RawConfig { read_only: true, ..RawConfig::new(&path) }).is_ok();
+        let _ =
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600));
+        let writer = Raw::open(RawConfig::new(&path))
+            .err()
+            .map(|e| e.to_string());
+        let reader = Raw::open(RawConfig {
+            read_only: true,
+            ..RawConfig::new(&path)
+        })
+        .is_ok();
         (writer, reader)
     })
     .join()
     .unwrap();
-    assert!(errors.0.unwrap().contains("may not be read and written by this user: "));
+    assert!(
+        errors
+            .0
+            .unwrap()
+            .contains("may not be read and written by this user: ")
+    );
     assert!(errors.1, "the image is world-readable");
 }
 
@@ -641,11 +930,21 @@ fn descriptors_are_all_given_back() {
             .count()
     };
     for engine in ENGINES {
-        let backend = Raw::open(RawConfig { engine, ..RawConfig::new(&path) }).unwrap();
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(&path)
+        })
+        .unwrap();
         let queues = [backend.open_queue().unwrap(), backend.open_queue().unwrap()];
         assert_eq!(images_open(), 1);
         drop(backend);
-        assert!(matches!(Raw::open(RawConfig::new(&path)), Err(OpenError::InUse { .. })), "queues keep the lock");
+        assert!(
+            matches!(
+                Raw::open(RawConfig::new(&path)),
+                Err(OpenError::InUse { .. })
+            ),
+            "queues keep the lock"
+        );
         drop(queues);
         assert_eq!(images_open(), 0);
     }

@@ -105,7 +105,9 @@ impl BlockQueue for PoolQueue {
         for _ in 0..count.min(idle) {
             self.pool.arrived.notify_one();
         }
-        let wanted = waiting.saturating_sub(idle).min(THREADS - self.threads.len());
+        let wanted = waiting
+            .saturating_sub(idle)
+            .min(THREADS - self.threads.len());
         for _ in 0..wanted {
             let pool = Arc::clone(&self.pool);
             match std::thread::Builder::new()

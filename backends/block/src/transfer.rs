@@ -34,7 +34,9 @@ enum Kind {
     Write,
     Flush,
     Discard,
-    Zero { may_unmap: bool },
+    Zero {
+        may_unmap: bool,
+    },
     /// Zeroes as data, where the file system can do no better.
     WriteZeroes,
 }
@@ -83,7 +85,10 @@ pub(crate) struct Task {
 impl Task {
     /// Takes a request apart, or completes it at once if there is nothing to do or it must not be
     /// done.
-    #[expect(clippy::result_large_err, reason = "one of the two is moved on at once, never boxed")]
+    #[expect(
+        clippy::result_large_err,
+        reason = "one of the two is moved on at once, never boxed"
+    )]
     pub(crate) fn new(request: BlockRequest, medium: &Medium) -> Result<Self, BlockDone> {
         let BlockRequest { id, offset, op } = request;
         let (kind, len, buffers) = match op {
@@ -99,7 +104,10 @@ impl Task {
             Kind::Flush => Some(Ok(())),
             // The caller has checked. Checked again, because writing past the end would make the
             // guest's disk, and the host's file, grow.
-            _ if offset.checked_add(len).is_none_or(|end| end > medium.size.load(Ordering::Relaxed)) => {
+            _ if offset
+                .checked_add(len)
+                .is_none_or(|end| end > medium.size.load(Ordering::Relaxed)) =>
+            {
                 Some(Err(io::ErrorKind::InvalidInput.into()))
             }
             Kind::Read if len != 0 => None,
@@ -110,7 +118,11 @@ impl Task {
             _ => None,
         };
         if let Some(result) = refused {
-            return Err(BlockDone { id, result, buffers });
+            return Err(BlockDone {
+                id,
+                result,
+                buffers,
+            });
         }
         let kind = match kind {
             Kind::Zero { may_unmap: true } if medium.cannot_punch.load(Ordering::Relaxed) => {
@@ -122,7 +134,18 @@ impl Task {
             other => other,
         };
         let (parts, bounce) = (SmallVec::new(), None);
-        Ok(Self { id, kind, offset, len, done: 0, retries: 0, buffers, parts, bounce, bouncing: false })
+        Ok(Self {
+            id,
+            kind,
+            offset,
+            len,
+            done: 0,
+            retries: 0,
+            buffers,
+            parts,
+            bounce,
+            bouncing: false,
+        })
     }
 
     /// Whether this reads, and whether it writes, without touching anything but data.
@@ -152,7 +175,10 @@ impl Task {
             },
             Kind::WriteZeroes => {
                 self.prepare_zeroes();
-                Step::Write { iovecs: &self.parts, offset }
+                Step::Write {
+                    iovecs: &self.parts,
+                    offset,
+                }
             }
             Kind::Read | Kind::Write => {
                 let whole = self.prepare_transfer(medium);
@@ -174,7 +200,10 @@ impl Task {
         while left != 0 {
             let len = left.min(ZEROES.0.len());
             // The kernel only reads it.
-            self.parts.push(Iovec { base: ZEROES.0.as_ptr().cast_mut(), len });
+            self.parts.push(Iovec {
+                base: ZEROES.0.as_ptr().cast_mut(),
+                len,
+            });
             left -= len;
         }
     }
@@ -222,7 +251,10 @@ impl Task {
                 }
             }
             self.parts.clear();
-            self.parts.push(Iovec { base: bounce.base.as_ptr(), len: chunk });
+            self.parts.push(Iovec {
+                base: bounce.base.as_ptr(),
+                len: chunk,
+            });
             self.bouncing = true;
         }
         false
@@ -239,7 +271,9 @@ impl Task {
         }
         let errno = -result;
         match (errno, self.kind) {
-            (libc::EAGAIN | libc::EINTR, _) if self.retries < MAX_RETRIES => {
+            // Cancelled: nobody does that on purpose, but the kernel does when the thread that
+            // submitted to a ring ends.
+            (libc::EAGAIN | libc::EINTR | libc::ECANCELED, _) if self.retries < MAX_RETRIES => {
                 self.retries += 1;
                 None
             }
@@ -249,7 +283,11 @@ impl Task {
                 Some(Ok(()))
             }
             (libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV, Kind::Zero { may_unmap }) => {
-                let flag = if may_unmap { &medium.cannot_punch } else { &medium.cannot_zero };
+                let flag = if may_unmap {
+                    &medium.cannot_punch
+                } else {
+                    &medium.cannot_zero
+                };
                 flag.store(true, Ordering::Relaxed);
                 self.kind = Kind::WriteZeroes;
                 None
@@ -308,7 +346,11 @@ impl Task {
         if let (Kind::Read, Some(buffers)) = (self.kind, &self.buffers) {
             buffers.mark_written(self.done as usize);
         }
-        BlockDone { id: self.id, result, buffers: self.buffers }
+        BlockDone {
+            id: self.id,
+            result,
+            buffers: self.buffers,
+        }
     }
 }
 
@@ -318,6 +360,9 @@ fn tail(iovecs: &[Iovec], skip: u64) -> impl Iterator<Item = Iovec> + '_ {
     iovecs.iter().filter_map(move |v| {
         let step = skip.min(v.len);
         skip -= step;
-        (step < v.len).then(|| Iovec { base: v.base.wrapping_add(step), len: v.len - step })
+        (step < v.len).then(|| Iovec {
+            base: v.base.wrapping_add(step),
+            len: v.len - step,
+        })
     })
 }

@@ -81,11 +81,17 @@ mod tests {
     fn escapes_are_taken_out_and_the_rest_passes() {
         let mut filter = EscapeFilter::new();
         assert_eq!(run(&mut filter, b"ls\r"), (b"ls\r".to_vec(), vec![]));
-        assert_eq!(run(&mut filter, b"a\x01xb"), (b"ab".to_vec(), vec![Escape::Quit]));
+        assert_eq!(
+            run(&mut filter, b"a\x01xb"),
+            (b"ab".to_vec(), vec![Escape::Quit])
+        );
         assert_eq!(run(&mut filter, b"\x01\x01\x01a"), (vec![1, 1], vec![]));
         assert_eq!(
             run(&mut filter, b"\x01h\x01b\x01c\x01z."),
-            (b".".to_vec(), vec![Escape::Help, Escape::Break, Escape::Prompt])
+            (
+                b".".to_vec(),
+                vec![Escape::Help, Escape::Break, Escape::Prompt]
+            )
         );
     }
 

@@ -30,7 +30,11 @@ pub(crate) struct LogFile {
 
 impl LogFile {
     pub(crate) fn open(config: FileConfig) -> Result<Self, OpenError> {
-        let FileConfig { path, append, max_size } = config;
+        let FileConfig {
+            path,
+            append,
+            max_size,
+        } = config;
         let field = "file path";
         let refuse = |path, why| Err(OpenError::Path { field, path, why });
         if let Ok(found) = std::fs::metadata(&path) {
@@ -53,12 +57,24 @@ impl LogFile {
         let file = match opened {
             Ok(file) => file,
             Err(source) => {
-                return Err(OpenError::System { action: "open", field, path, source });
+                return Err(OpenError::System {
+                    action: "open",
+                    field,
+                    path,
+                    source,
+                });
             }
         };
-        let used = file.metadata().map_or(0, |m| if m.is_file() { m.len() } else { 0 });
+        let used = file
+            .metadata()
+            .map_or(0, |m| if m.is_file() { m.len() } else { 0 });
         let left = max_size.map(|max| max.saturating_sub(used));
-        Ok(Self { file, path, left, noticed: false })
+        Ok(Self {
+            file,
+            path,
+            left,
+            noticed: false,
+        })
     }
 }
 

@@ -47,7 +47,9 @@ pub enum OpenError {
         source: serde_json::Error,
     },
     /// Another console has the terminal.
-    #[error("`stdio` is already used by another console: give this one `pty`, `socket`, `file` or `null`")]
+    #[error(
+        "`stdio` is already used by another console: give this one `pty`, `socket`, `file` or `null`"
+    )]
     StdioTaken,
     /// A path cannot be used.
     #[error("{field} `{}` {why}", .path.display())]
@@ -104,7 +106,11 @@ pub const fn kinds() -> &'static [BackendKind] {
             summary: "a listening Unix socket for one client at a time",
             example: r#"{"path": "/run/user/1000/web1.console"}"#,
         },
-        BackendKind { name: "null", summary: "nothing: no input, output discarded", example: "{}" },
+        BackendKind {
+            name: "null",
+            summary: "nothing: no input, output discarded",
+            example: "{}",
+        },
     ]
 }
 
@@ -136,6 +142,8 @@ fn config<T: DeserializeOwned>(spec: &BackendSpec) -> Result<T, OpenError> {
         serde_json::Value::Null => serde_json::Value::Object(serde_json::Map::new()),
         other => other.clone(),
     };
-    serde_json::from_value(value)
-        .map_err(|source| OpenError::Config { kind: spec.kind.clone(), source })
+    serde_json::from_value(value).map_err(|source| OpenError::Config {
+        kind: spec.kind.clone(),
+        source,
+    })
 }

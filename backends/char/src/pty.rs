@@ -49,8 +49,16 @@ impl Link {
             Err(_) => {}
         }
         match std::os::unix::fs::symlink(target, &path) {
-            Ok(()) => Ok(Self { path, target: target.to_owned() }),
-            Err(source) => Err(OpenError::System { action: "create", field, path, source }),
+            Ok(()) => Ok(Self {
+                path,
+                target: target.to_owned(),
+            }),
+            Err(source) => Err(OpenError::System {
+                action: "create",
+                field,
+                path,
+                source,
+            }),
         }
     }
 }
@@ -79,13 +87,24 @@ impl Pty {
             action: "create a pseudo-terminal",
             source,
         })?;
-        let link = config.link.map(|path| Link::make(path, &slave)).transpose()?;
-        Ok(Self { master: Arc::new(master), slave, link, watch: None })
+        let link = config
+            .link
+            .map(|path| Link::make(path, &slave))
+            .transpose()?;
+        Ok(Self {
+            master: Arc::new(master),
+            slave,
+            link,
+            watch: None,
+        })
     }
 
     /// Whether nobody has the slave open. The kernel says so as a hang-up of the master.
     fn is_alone(&self) -> bool {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         let mut fds = [PollFd::new(&*self.master, PollFlags::empty())];
         poll(&mut fds, Some(&zero)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
@@ -170,8 +189,10 @@ impl CharBackend for Pty {
 
     fn window_size(&self) -> Option<WindowSize> {
         let size = tcgetwinsize(&*self.master).ok()?;
-        (size.ws_col != 0 && size.ws_row != 0)
-            .then_some(WindowSize { columns: size.ws_col, rows: size.ws_row })
+        (size.ws_col != 0 && size.ws_row != 0).then_some(WindowSize {
+            columns: size.ws_col,
+            rows: size.ws_row,
+        })
     }
 
     fn is_connected(&self) -> bool {

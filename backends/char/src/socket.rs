@@ -48,7 +48,9 @@ impl Drop for Bound {
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+    std::fs::symlink_metadata(path)
+        .ok()
+        .map(|m| (m.dev(), m.ino()))
 }
 
 struct Client {
@@ -60,7 +62,11 @@ struct Client {
 impl Client {
     fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
         rustix::io::retry_on_intr(|| {
-            rustix::net::send(&self.stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+            rustix::net::send(
+                &self.stream,
+                bytes,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            )
         })
     }
 
@@ -78,11 +84,18 @@ impl Client {
     fn is_gone(&self) -> bool {
         let mut byte = [0];
         let peeked = rustix::io::retry_on_intr(|| {
-            rustix::net::recv(&self.stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)
+            rustix::net::recv(
+                &self.stream,
+                &mut byte,
+                RecvFlags::PEEK | RecvFlags::DONTWAIT,
+            )
         });
         match peeked {
             Ok((0, _)) => {
-                let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+                let zero = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                };
                 let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
                 poll(&mut fds, Some(&zero)).is_err() || fds[0].revents().contains(PollFlags::HUP)
             }
@@ -110,9 +123,16 @@ impl Line {
         if let Some(old) = self.client.take() {
             let _ = old.send(b"\r\n[nyx: another client took this console over]\r\n");
         }
-        let mut client = Client { stream, backlog: self.history.clone() };
+        let mut client = Client {
+            stream,
+            backlog: self.history.clone(),
+        };
         let caught_up = client.catch_up();
-        let edge = if caught_up.is_ok() { Edge::Input } else { Edge::Both };
+        let edge = if caught_up.is_ok() {
+            Edge::Input
+        } else {
+            Edge::Both
+        };
         if arm.add(&client.stream, CLIENT, edge).is_ok() {
             self.client = Some(client);
         }
@@ -172,7 +192,12 @@ impl Socket {
         let listener = match listen(&address) {
             Ok(listener) => listener,
             Err(e) => {
-                return Err(OpenError::System { action: "listen on", field, path, source: e.into() });
+                return Err(OpenError::System {
+                    action: "listen on",
+                    field,
+                    path,
+                    source: e.into(),
+                });
             }
         };
         let identity = identity(&path).unwrap_or_default();
@@ -204,8 +229,7 @@ fn make_room(path: &Path) -> Result<(), &'static str> {
 
 fn listen(address: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let listener =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // The console is as powerful as the guest's keyboard: for its owner only. The mode of the
     // socket before bind is the mode of the file after.
     rustix::fs::fchmod(&listener, Mode::RUSR | Mode::WUSR)?;

@@ -70,15 +70,28 @@ impl End {
             let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             // Refused for a terminal of another user (after `su`), or without /proc.
             if let Ok(fd) = open(path, flags, Mode::empty()) {
-                return Ok(Self { fd: Arc::new(fd), way });
+                return Ok(Self {
+                    fd: Arc::new(fd),
+                    way,
+                });
             }
         }
-        let way = if matches!(way, Way::Own) { Way::Shared } else { way };
-        Ok(Self { fd: Arc::new(std.try_clone_to_owned()?), way })
+        let way = if matches!(way, Way::Own) {
+            Way::Shared
+        } else {
+            way
+        };
+        Ok(Self {
+            fd: Arc::new(std.try_clone_to_owned()?),
+            way,
+        })
     }
 
     fn polls(&self, flags: PollFlags) -> bool {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         let mut fds = [PollFd::new(&*self.fd, flags)];
         matches!(poll(&mut fds, Some(&zero)), Ok(n) if n > 0)
     }
@@ -162,10 +175,8 @@ impl Stdio {
 /// What an escape does when nobody listens: Ctrl-A x must always work on a raw terminal.
 fn default_escape(escape: Escape) {
     if escape == Escape::Quit {
-        let _ = rustix::process::kill_process(
-            rustix::process::getpid(),
-            rustix::process::Signal::TERM,
-        );
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
     }
 }
 
@@ -249,8 +260,10 @@ impl CharBackend for Stdio {
 
     fn window_size(&self) -> Option<WindowSize> {
         let size = tcgetwinsize(&self.output.fd).ok()?;
-        (size.ws_col != 0 && size.ws_row != 0)
-            .then_some(WindowSize { columns: size.ws_col, rows: size.ws_row })
+        (size.ws_col != 0 && size.ws_row != 0).then_some(WindowSize {
+            columns: size.ws_col,
+            rows: size.ws_row,
+        })
     }
 
     fn is_connected(&self) -> bool {

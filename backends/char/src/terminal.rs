@@ -12,8 +12,13 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 /// Signals that end the process by default and that a user or a supervisor sends.
-const FATAL: [libc::c_int; 5] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGABRT];
+const FATAL: [libc::c_int; 5] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGABRT,
+];
 
 /// What the handlers need: they may take no lock and allocate nothing.
 struct Settings {
@@ -84,7 +89,11 @@ impl RawMode {
         let mut raw = cooked;
         // SAFETY: `raw` is a valid termios.
         unsafe { libc::cfmakeraw(&mut raw) };
-        let settings = Box::new(Settings { fd: fd.as_raw_fd(), cooked, raw });
+        let settings = Box::new(Settings {
+            fd: fd.as_raw_fd(),
+            cooked,
+            raw,
+        });
         // Leaked on purpose, once per console opened: a handler may be reading it at any time.
         SETTINGS.store(Box::leak(settings), Ordering::Release);
         static AT_EXIT: Once = Once::new();

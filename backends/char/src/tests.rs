@@ -16,7 +16,10 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn spec(kind: &str, config: &str) -> BackendSpec {
-    BackendSpec { kind: kind.to_owned(), config: serde_json::from_str(config).unwrap() }
+    BackendSpec {
+        kind: kind.to_owned(),
+        config: serde_json::from_str(config).unwrap(),
+    }
 }
 
 fn refusal(kind: &str, config: &str) -> String {
@@ -63,7 +66,10 @@ fn wait_for(edges: &Receiver<()>, mut condition: impl FnMut() -> bool) {
 fn expect(mut from: impl Read, wanted: &[u8]) {
     let mut all = vec![0; wanted.len()];
     from.read_exact(&mut all).unwrap();
-    assert_eq!(String::from_utf8_lossy(&all), String::from_utf8_lossy(wanted));
+    assert_eq!(
+        String::from_utf8_lossy(&all),
+        String::from_utf8_lossy(wanted)
+    );
 }
 
 // file ---------------------------------------------------------------------------------------------
@@ -89,12 +95,19 @@ fn a_file_is_emptied_or_appended_to_and_bounded() {
         "abcdef\n[nyx: max_size reached, the rest is dropped]\n"
     );
     assert_eq!(write(r#", "max_size": 4"#, &[b"abcd", b""]), "abcd");
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7, 0);
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o7,
+        0
+    );
 }
 
 #[test]
 fn a_full_disk_does_not_stop_the_guest() {
-    let mut full = open(&spec("file", r#"{"path": "/dev/full", "append": true}"#), None).unwrap();
+    let mut full = open(
+        &spec("file", r#"{"path": "/dev/full", "append": true}"#),
+        None,
+    )
+    .unwrap();
     assert_eq!(full.write(b"lost").unwrap(), 4);
     assert_eq!(full.describe(), "file /dev/full");
 }
@@ -119,7 +132,16 @@ fn a_pty_carries_bytes_unchanged_and_knows_who_is_there() {
     expect(&person, b"login:\n");
     person.write_all(b"root\r\x03").unwrap();
     assert_eq!(read_until(pty.as_mut(), &edges, b"\x03"), b"root\r\x03");
-    tcsetwinsize(&person, Winsize { ws_col: 100, ws_row: 40, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+    tcsetwinsize(
+        &person,
+        Winsize {
+            ws_col: 100,
+            ws_row: 40,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        },
+    )
+    .unwrap();
     let size = pty.window_size().unwrap();
     assert_eq!((size.columns, size.rows), (100, 40));
     drop(person);
@@ -144,7 +166,9 @@ fn a_slow_reader_of_a_pty_gets_everything_and_costs_no_spinning() {
         match pty.write(&all[sent..]) {
             Ok(n) => sent += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                edges.recv_timeout(PATIENCE).expect("an edge when there is room again");
+                edges
+                    .recv_timeout(PATIENCE)
+                    .expect("an edge when there is room again");
             }
             Err(e) => panic!("{e}"),
         }
@@ -160,23 +184,39 @@ fn a_pty_link_is_made_and_removed() {
     std::os::unix::fs::symlink("/dev/pts/none", &link).unwrap();
     let pty = open(&spec("pty", &config), None).unwrap();
     let target = std::fs::read_link(&link).unwrap();
-    assert_eq!(pty.describe(), format!("pty {} ({})", target.display(), link.display()));
+    assert_eq!(
+        pty.describe(),
+        format!("pty {} ({})", target.display(), link.display())
+    );
     let error = refusal("pty", &config);
-    assert!(error.ends_with("already exists: remove it or choose another name"), "{error}");
-    assert_eq!(std::fs::read_link(&link).unwrap(), target, "a refusal leaves the first alone");
+    assert!(
+        error.ends_with("already exists: remove it or choose another name"),
+        "{error}"
+    );
+    assert_eq!(
+        std::fs::read_link(&link).unwrap(),
+        target,
+        "a refusal leaves the first alone"
+    );
     drop(pty);
     assert!(link.symlink_metadata().is_err());
     std::fs::write(&link, "precious").unwrap();
     refusal("pty", &config);
     assert_eq!(std::fs::read(&link).unwrap(), b"precious");
     let error = refusal("pty", r#"{"link": "/nonexistent/x"}"#);
-    assert!(error.starts_with("cannot create pty link `/nonexistent/x`: "), "{error}");
+    assert!(
+        error.starts_with("cannot create pty link `/nonexistent/x`: "),
+        "{error}"
+    );
 }
 
 // socket -------------------------------------------------------------------------------------------
 
 fn socket(path: &Path) -> Result<Box<dyn CharBackend>, OpenError> {
-    open(&spec("socket", &format!(r#"{{"path": "{}"}}"#, path.display())), None)
+    open(
+        &spec("socket", &format!(r#"{{"path": "{}"}}"#, path.display())),
+        None,
+    )
 }
 
 #[test]
@@ -220,7 +260,9 @@ fn a_client_that_comes_late_gets_the_last_64_kib() {
     let path = dir.path().join("console");
     let mut console = socket(&path).unwrap();
     let edges = edges(console.as_mut());
-    let all: Vec<u8> = (0..200_000u32).flat_map(|i| (i % 65_521).to_le_bytes()).collect();
+    let all: Vec<u8> = (0..200_000u32)
+        .flat_map(|i| (i % 65_521).to_le_bytes())
+        .collect();
     for chunk in all.chunks(1000) {
         assert_eq!(console.write(chunk).unwrap(), chunk.len());
     }
@@ -238,7 +280,9 @@ fn a_client_that_comes_late_gets_the_last_64_kib() {
         match console.write(&more[sent..]) {
             Ok(n) => sent += n,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                edges.recv_timeout(PATIENCE).expect("an edge when there is room again");
+                edges
+                    .recv_timeout(PATIENCE)
+                    .expect("an edge when there is room again");
             }
             Err(e) => panic!("{e}"),
         }
@@ -265,12 +309,27 @@ fn stale_sockets_are_replaced_and_live_ones_respected() {
     std::fs::write(&path, "precious").unwrap();
     drop(first);
     let error = socket(&path).err().unwrap().to_string();
-    assert!(error.ends_with("exists and is not a socket: remove it or choose another name"), "{error}");
+    assert!(
+        error.ends_with("exists and is not a socket: remove it or choose another name"),
+        "{error}"
+    );
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    let error = socket(&dir.path().join("x".repeat(120))).err().unwrap().to_string();
-    assert!(error.ends_with("is longer than the 107 bytes of a socket address: choose a shorter one"), "{error}");
-    let error = socket(Path::new("/nonexistent/console")).err().unwrap().to_string();
-    assert!(error.starts_with("cannot listen on socket path `/nonexistent/console`: "), "{error}");
+    let error = socket(&dir.path().join("x".repeat(120)))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.ends_with("is longer than the 107 bytes of a socket address: choose a shorter one"),
+        "{error}"
+    );
+    let error = socket(Path::new("/nonexistent/console"))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.starts_with("cannot listen on socket path `/nonexistent/console`: "),
+        "{error}"
+    );
 }
 
 // stdio --------------------------------------------------------------------------------------------
@@ -281,7 +340,9 @@ const CASE: &str = "NYX_CHAR_TEST_CASE";
 
 fn child(case: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "tests::stdio_child", "--nocapture"]).env(CASE, case);
+    command
+        .args(["--exact", "tests::stdio_child", "--nocapture"])
+        .env(CASE, case);
     command
 }
 
@@ -294,7 +355,10 @@ fn stdio_child() {
     if case == "refuse" {
         let first = open(&spec("stdio", "{}"), None).unwrap();
         let error = refusal("stdio", "{}");
-        assert!(error.starts_with("`stdio` is already used by another console: "), "{error}");
+        assert!(
+            error.starts_with("`stdio` is already used by another console: "),
+            "{error}"
+        );
         drop(first);
         open(&spec("stdio", "{}"), None).unwrap();
         eprintln!("refused");
@@ -302,7 +366,11 @@ fn stdio_child() {
     }
     let (escapes, typed) = channel();
     let on_escape: OnEscape = Arc::new(move |escape| escapes.send(escape).unwrap());
-    let mut stdio = open(&spec("stdio", "{}"), (case != "default").then_some(on_escape)).unwrap();
+    let mut stdio = open(
+        &spec("stdio", "{}"),
+        (case != "default").then_some(on_escape),
+    )
+    .unwrap();
     let edges = edges(stdio.as_mut());
     let size = |stdio: &dyn CharBackend| stdio.window_size().map(|s| (s.columns, s.rows));
     let mut last_size = size(stdio.as_ref());
@@ -312,7 +380,9 @@ fn stdio_child() {
             match stdio.write(&text[sent..]) {
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    edges.recv_timeout(PATIENCE).expect("an edge when there is room again");
+                    edges
+                        .recv_timeout(PATIENCE)
+                        .expect("an edge when there is room again");
                 }
                 Err(e) => panic!("{e}"),
             }
@@ -385,7 +455,11 @@ impl Terminal {
             });
         }
         let child = command.spawn().unwrap();
-        let mut terminal = Self { master: master.into(), slave, child };
+        let mut terminal = Self {
+            master: master.into(),
+            slave,
+            child,
+        };
         terminal.wait_text("<ready>");
         terminal
     }
@@ -393,10 +467,21 @@ impl Terminal {
     fn wait_text(&mut self, wanted: &str) {
         let mut all = Vec::new();
         while !String::from_utf8_lossy(&all).contains(wanted) {
-            let timeout = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
-            let mut fds = [rustix::event::PollFd::new(&self.master, rustix::event::PollFlags::IN)];
+            let timeout = rustix::event::Timespec {
+                tv_sec: 20,
+                tv_nsec: 0,
+            };
+            let mut fds = [rustix::event::PollFd::new(
+                &self.master,
+                rustix::event::PollFlags::IN,
+            )];
             let polled = rustix::event::poll(&mut fds, Some(&timeout)).unwrap();
-            assert_eq!(polled, 1, "{wanted} does not come after {}", String::from_utf8_lossy(&all));
+            assert_eq!(
+                polled,
+                1,
+                "{wanted} does not come after {}",
+                String::from_utf8_lossy(&all)
+            );
             let mut byte = [0];
             self.master.read_exact(&mut byte).unwrap();
             all.push(byte[0]);
@@ -447,7 +532,12 @@ fn every_key_reaches_the_guest_and_escapes_do_not() {
     terminal.wait_text("<Help>");
     terminal.master.write_all(b"\x01x").unwrap();
     terminal.wait_text("<Quit>");
-    let size = Winsize { ws_col: 132, ws_row: 50, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_col: 132,
+        ws_row: 50,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     tcsetwinsize(&terminal.master, size).unwrap();
     terminal.wait_text("<Some((132, 50))>");
 }
@@ -494,7 +584,12 @@ fn the_terminal_is_given_back_while_the_process_is_stopped() {
     assert!(eventually(|| terminal.state() == 'T'));
     let mut cooked = tcgetattr(&terminal.slave).unwrap();
     cooked.local_modes |= LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
-    rustix::termios::tcsetattr(&terminal.slave, rustix::termios::OptionalActions::Now, &cooked).unwrap();
+    rustix::termios::tcsetattr(
+        &terminal.slave,
+        rustix::termios::OptionalActions::Now,
+        &cooked,
+    )
+    .unwrap();
     assert!(!terminal.is_raw());
     terminal.signal(libc::SIGCONT);
     assert!(eventually(|| terminal.is_raw()), "`fg` puts raw mode back");
@@ -504,8 +599,15 @@ fn the_terminal_is_given_back_while_the_process_is_stopped() {
 fn pipes_work_and_stay_blocking_for_others() {
     let (reader, writer) = io::pipe().unwrap();
     let (reader_there, mut typed) = io::pipe().unwrap();
-    let kept = (writer.try_clone().unwrap(), reader_there.try_clone().unwrap());
-    let mut process = child("echo").stdin(reader_there).stdout(writer).spawn().unwrap();
+    let kept = (
+        writer.try_clone().unwrap(),
+        reader_there.try_clone().unwrap(),
+    );
+    let mut process = child("echo")
+        .stdin(reader_there)
+        .stdout(writer)
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(reader);
     let mut text = String::new();
     let mut until = |wanted: &str| {
@@ -522,7 +624,10 @@ fn pipes_work_and_stay_blocking_for_others() {
     until("PIPE\x01X");
     for fd in [kept.0.as_fd(), kept.1.as_fd()] {
         let flags = rustix::fs::fcntl_getfl(fd).unwrap();
-        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK), "shared with other processes");
+        assert!(
+            !flags.contains(rustix::fs::OFlags::NONBLOCK),
+            "shared with other processes"
+        );
     }
     drop((typed, kept));
     until("<end>");
@@ -532,12 +637,21 @@ fn pipes_work_and_stay_blocking_for_others() {
 #[test]
 fn a_closed_pipe_does_not_stop_the_guest() {
     let (reader, writer) = io::pipe().unwrap();
-    let mut process =
-        child("flood").stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let mut process = child("flood")
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     expect(&reader, b"\nrunning 1 test\nline 0\nline 1\n");
     drop(reader);
     let mut said = String::new();
-    process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    process
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
     assert!(said.contains("connected false"), "{said}");
 }
 
@@ -547,7 +661,11 @@ fn files_and_sockets_as_standard_streams() {
     let (input, output) = (dir.path().join("in"), dir.path().join("out"));
     std::fs::write(&input, "from a file").unwrap();
     let streams = (File::open(&input).unwrap(), File::create(&output).unwrap());
-    let status = child("echo").stdin(streams.0).stdout(streams.1).status().unwrap();
+    let status = child("echo")
+        .stdin(streams.0)
+        .stdout(streams.1)
+        .status()
+        .unwrap();
     assert!(status.success());
     let text = std::fs::read_to_string(&output).unwrap();
     assert!(text.contains("<ready>FROM A FILE<end>"), "{text}");
@@ -567,7 +685,10 @@ fn files_and_sockets_as_standard_streams() {
 #[test]
 fn one_console_at_a_time_has_stdio() {
     let done = child("refuse").stdin(Stdio::null()).output().unwrap();
-    assert!(String::from_utf8_lossy(&done.stderr).contains("refused"), "{done:?}");
+    assert!(
+        String::from_utf8_lossy(&done.stderr).contains("refused"),
+        "{done:?}"
+    );
 }
 
 #[test]
@@ -581,7 +702,10 @@ fn an_idle_console_sleeps() {
     std::thread::sleep(Duration::from_millis(200));
     receivers.iter().for_each(|r| while r.try_recv().is_ok() {});
     std::thread::sleep(Duration::from_millis(300));
-    assert!(receivers.iter().all(|r| r.try_recv().is_err()), "woken without a reason");
+    assert!(
+        receivers.iter().all(|r| r.try_recv().is_err()),
+        "woken without a reason"
+    );
     drop(person);
 }
 
@@ -594,7 +718,10 @@ fn unknown_kinds_and_keys_are_named() {
         "`vnc` is not a character backend: use stdio, pty, file, socket or null"
     );
     let text = refusal("file", r#"{"path": "x", "maxsize": 1}"#);
-    assert!(text.contains("unknown field `maxsize`, expected one of `path`, `append`, `max_size`"), "{text}");
+    assert!(
+        text.contains("unknown field `maxsize`, expected one of `path`, `append`, `max_size`"),
+        "{text}"
+    );
     assert!(refusal("socket", "{}").contains("missing field `path`"));
     assert!(refusal("null", r#"{"x": 1}"#).contains("unknown field `x`"));
     assert!(refusal("file", r#"{"path": "/tmp"}"#).ends_with("is a directory: name a file in it"));

@@ -49,14 +49,27 @@ impl Watch {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let stop = EventFd::new()?;
-        epoll::add(&epoll, &stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
-        Ok(Self { epoll: Arc::new(epoll), stop: Arc::new(stop) })
+        epoll::add(
+            &epoll,
+            &stop,
+            epoll::EventData::new_u64(STOP),
+            epoll::EventFlags::IN,
+        )?;
+        Ok(Self {
+            epoll: Arc::new(epoll),
+            stop: Arc::new(stop),
+        })
     }
 
     /// Waits for `fd` too. Says `false` for what cannot be waited for because it is always ready,
     /// such as a regular file.
     pub(crate) fn add(&self, fd: impl AsFd, token: u64, edge: Edge) -> io::Result<bool> {
-        match epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), edge.flags()) {
+        match epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            edge.flags(),
+        ) {
             Ok(()) => Ok(true),
             Err(Errno::PERM) => Ok(false),
             Err(e) => Err(e.into()),
@@ -75,26 +88,29 @@ impl Watch {
         mut on_edge: impl FnMut(u64) + Send + 'static,
     ) -> io::Result<()> {
         let (epoll, stop) = (Arc::clone(&self.epoll), Arc::clone(&self.stop));
-        std::thread::Builder::new().name(name.to_owned()).stack_size(128 << 10).spawn(move || {
-            let mut events = Vec::with_capacity(8);
-            loop {
-                events.clear();
-                match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None) {
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(_) => return,
-                }
-                for event in &events {
-                    match event.data.u64() {
-                        STOP => {
-                            // Keeps the descriptor open until the wait is over.
-                            drop(stop);
-                            return;
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(128 << 10)
+            .spawn(move || {
+                let mut events = Vec::with_capacity(8);
+                loop {
+                    events.clear();
+                    match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                        Ok(_) | Err(Errno::INTR) => {}
+                        Err(_) => return,
+                    }
+                    for event in &events {
+                        match event.data.u64() {
+                            STOP => {
+                                // Keeps the descriptor open until the wait is over.
+                                drop(stop);
+                                return;
+                            }
+                            token => on_edge(token),
                         }
-                        token => on_edge(token),
                     }
                 }
-            }
-        })?;
+            })?;
         Ok(())
     }
 }
@@ -119,6 +135,11 @@ impl Arm {
 
     /// Waits for `fd` too.
     pub(crate) fn add(&self, fd: impl AsFd, token: u64, edge: Edge) -> io::Result<()> {
-        Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(token), edge.flags())?)
+        Ok(epoll::add(
+            &self.0,
+            fd,
+            epoll::EventData::new_u64(token),
+            edge.flags(),
+        )?)
     }
 }

@@ -18,13 +18,21 @@ impl FromStr for Cidr {
         let address: IpAddr = address.parse().map_err(drop)?;
         let prefix = prefix.parse().map_err(drop)?;
         let most = if address.is_ipv4() { 32 } else { 128 };
-        if prefix > most { Err(()) } else { Ok(Self { address, prefix }) }
+        if prefix > most {
+            Err(())
+        } else {
+            Ok(Self { address, prefix })
+        }
     }
 }
 
 /// The network mask of an IPv4 prefix length.
 pub(crate) fn netmask(prefix: u8) -> Ipv4Addr {
-    Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0))
+    Ipv4Addr::from(
+        u32::MAX
+            .checked_shl(32 - u32::from(prefix.min(32)))
+            .unwrap_or(0),
+    )
 }
 
 /// Reads a MAC address of a station: six octets, not a group address (IEEE 802-2014 §8.2).
@@ -45,9 +53,19 @@ mod tests {
     #[test]
     fn prefixes_and_masks() {
         let cidr: Cidr = "10.0.2.0/24".parse().unwrap();
-        assert_eq!((cidr.address, cidr.prefix), ("10.0.2.0".parse().unwrap(), 24));
+        assert_eq!(
+            (cidr.address, cidr.prefix),
+            ("10.0.2.0".parse().unwrap(), 24)
+        );
         assert!("fd00::1/64".parse::<Cidr>().is_ok());
-        for bad in ["10.0.2.0", "10.0.2.0/33", "10.0.2/24", "fd00::/129", "/24", "10.0.2.0/"] {
+        for bad in [
+            "10.0.2.0",
+            "10.0.2.0/33",
+            "10.0.2/24",
+            "fd00::/129",
+            "/24",
+            "10.0.2.0/",
+        ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
         }
         assert_eq!(netmask(0), Ipv4Addr::UNSPECIFIED);
@@ -57,10 +75,20 @@ mod tests {
 
     #[test]
     fn station_addresses() {
-        assert_eq!(mac("52:54:00:12:34:56"), Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
-        for bad in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "53:54:00:12:34:56",
-            "00:00:00:00:00:00", "52-54-00-12-34-56", "5:54:00:12:34:56", "gg:54:00:12:34:56"]
-        {
+        assert_eq!(
+            mac("52:54:00:12:34:56"),
+            Some([0x52, 0x54, 0, 0x12, 0x34, 0x56])
+        );
+        for bad in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "53:54:00:12:34:56",
+            "00:00:00:00:00:00",
+            "52-54-00-12-34-56",
+            "5:54:00:12:34:56",
+            "gg:54:00:12:34:56",
+        ] {
             assert_eq!(mac(bad), None, "{bad}");
         }
     }

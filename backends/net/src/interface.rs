@@ -34,20 +34,37 @@ pub(crate) fn request(name: &str) -> libc::ifreq {
 
 /// The name in a request that the kernel has answered.
 pub(crate) fn name_of(request: &libc::ifreq) -> String {
-    let bytes = request.ifr_name.iter().map(|c| *c as u8).take_while(|b| *b != 0).collect();
+    let bytes = request
+        .ifr_name
+        .iter()
+        .map(|c| *c as u8)
+        .take_while(|b| *b != 0)
+        .collect();
     String::from_utf8(bytes).unwrap_or_default()
 }
 
 pub(crate) fn exists(name: &str) -> bool {
-    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .is_ok_and(|socket| rustix::net::netdevice::name_to_index(&socket, name).is_ok())
+    socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .is_ok_and(|socket| rustix::net::netdevice::name_to_index(&socket, name).is_ok())
 }
 
 impl Interface {
     pub(crate) fn named(name: &str) -> io::Result<Self> {
-        let socket =
-            socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        Ok(Self { name: name.to_owned(), socket })
+        let socket = socket_with(
+            AddressFamily::INET,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        Ok(Self {
+            name: name.to_owned(),
+            socket,
+        })
     }
 
     fn ask(&self, code: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
@@ -76,7 +93,10 @@ impl Interface {
 
     pub(crate) fn set_mac(&self, mac: [u8; 6]) -> Result<(), OpenError> {
         let mut request = request(&self.name);
-        let mut address = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: [0; 14] };
+        let mut address = libc::sockaddr {
+            sa_family: libc::ARPHRD_ETHER,
+            sa_data: [0; 14],
+        };
         for (to, from) in address.sa_data.iter_mut().zip(mac) {
             *to = from as libc::c_char;
         }
@@ -124,7 +144,9 @@ impl Interface {
                 let flags = SocketFlags::CLOEXEC;
                 let socket = socket_with(AddressFamily::INET6, SocketType::DGRAM, flags, None)?;
                 let mut request = In6Request {
-                    address: libc::in6_addr { s6_addr: address.octets() },
+                    address: libc::in6_addr {
+                        s6_addr: address.octets(),
+                    },
                     prefix: cidr.prefix.into(),
                     index: index.cast_signed(),
                 };
@@ -181,5 +203,8 @@ fn sockaddr(address: Ipv4Addr) -> libc::sockaddr {
     for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
         *to = from as libc::c_char;
     }
-    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
+    libc::sockaddr {
+        sa_family: libc::AF_INET as libc::sa_family_t,
+        sa_data: data,
+    }
 }

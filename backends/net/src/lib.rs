@@ -56,7 +56,9 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The user-mode network stack is not installed.
-    #[error("`user` networking needs slirp4netns, and `{0}` is not there: `sudo apt-get install slirp4netns` installs it")]
+    #[error(
+        "`user` networking needs slirp4netns, and `{0}` is not there: `sudo apt-get install slirp4netns` installs it"
+    )]
     Absent(String),
     /// The user-mode network stack did not start.
     #[error("`user` networking: {program} {why}")]
@@ -69,13 +71,23 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    #[expect(clippy::needless_pass_by_value, reason = "callers pass numbers and texts alike")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers pass numbers and texts alike"
+    )]
     pub(crate) fn field(field: &'static str, value: impl ToString, why: impl Into<String>) -> Self {
-        Self::Field { field, value: value.to_string(), why: why.into() }
+        Self::Field {
+            field,
+            value: value.to_string(),
+            why: why.into(),
+        }
     }
 
     pub(crate) fn system(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Self::System { action: action.into(), source: source.into() }
+        Self::System {
+            action: action.into(),
+            source: source.into(),
+        }
     }
 }
 
@@ -92,7 +104,11 @@ pub const fn kinds() -> &'static [BackendKind] {
             summary: "the host's network without privileges, through slirp4netns",
             example: r#"{"network": "10.0.2.0/24", "forward": ["tcp:127.0.0.1:8080:80"], "dns": true, "host_loopback": false, "ipv6": false, "mtu": 1500}"#,
         },
-        BackendKind { name: "null", summary: "no cable: frames vanish", example: "{}" },
+        BackendKind {
+            name: "null",
+            summary: "no cable: frames vanish",
+            example: "{}",
+        },
     ]
 }
 
@@ -118,6 +134,8 @@ fn config<T: DeserializeOwned>(spec: &BackendSpec) -> Result<T, OpenError> {
         serde_json::Value::Null => serde_json::Value::Object(serde_json::Map::new()),
         other => other.clone(),
     };
-    serde_json::from_value(value)
-        .map_err(|source| OpenError::Config { kind: spec.kind.clone(), source })
+    serde_json::from_value(value).map_err(|source| OpenError::Config {
+        kind: spec.kind.clone(),
+        source,
+    })
 }

@@ -24,7 +24,9 @@ pub(crate) struct Null {
 impl Null {
     pub(crate) fn open() -> Result<Self, OpenError> {
         let fd = quiet().map_err(|e| OpenError::system("create an eventfd", e))?;
-        Ok(Self { queue: Some(NullQueue { fd }) })
+        Ok(Self {
+            queue: Some(NullQueue { fd }),
+        })
     }
 }
 

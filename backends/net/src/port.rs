@@ -53,7 +53,10 @@ impl Port {
     }
 
     pub(crate) fn receive_bytes(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let all = [Iovec { base: bytes.as_mut_ptr(), len: bytes.len() }];
+        let all = [Iovec {
+            base: bytes.as_mut_ptr(),
+            len: bytes.len(),
+        }];
         self.scatter(&all, bytes.len())
     }
 
@@ -65,12 +68,19 @@ impl Port {
         // Neither a TAP nor a socket tells `readv` that a frame was cut. One byte too much does.
         let mut excess = [0u8];
         let mut list: SmallVec<[Iovec; 20]> = SmallVec::from_slice(iovecs);
-        list.push(Iovec { base: excess.as_mut_ptr(), len: 1 });
+        list.push(Iovec {
+            base: excess.as_mut_ptr(),
+            len: 1,
+        });
         loop {
             // SAFETY: every entry is writable memory that outlives the call: the caller's, and
             // `excess`. `Iovec` has the layout of `struct iovec`.
             let got = unsafe {
-                libc::readv(self.fd.as_raw_fd(), list.as_ptr().cast(), list.len() as libc::c_int)
+                libc::readv(
+                    self.fd.as_raw_fd(),
+                    list.as_ptr().cast(),
+                    list.len() as libc::c_int,
+                )
             };
             return match usize::try_from(got) {
                 // A packet socket whose peer has closed it. A TAP never says this.
@@ -107,7 +117,10 @@ impl Port {
             let mut frame = vec![0; buffers.len()];
             buffers.read(&mut frame);
             bounce = frame;
-            whole = [Iovec { base: bounce.as_ptr().cast_mut(), len: bounce.len() }];
+            whole = [Iovec {
+                base: bounce.as_ptr().cast_mut(),
+                len: bounce.len(),
+            }];
             &whole
         };
         loop {

@@ -1,9 +1,9 @@
 //! TAP interfaces (Documentation/networking/tuntap.rst of the kernel).
 
+use crate::OpenError;
 use crate::address::{self, Cidr};
 use crate::interface::{Interface, exists, name_of, request};
 use crate::port::{Behind, Port};
-use crate::OpenError;
 use nyx_device::{NetBackend, NetLink, NetOffloads, NetQueue};
 use nyx_memory::PinnedBuffers;
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
@@ -80,12 +80,20 @@ impl Tap {
             .as_deref()
             .map(|text| {
                 address::mac(text).ok_or_else(|| {
-                    OpenError::field("mac", text, "is not a station's address like 52:54:00:12:34:56")
+                    OpenError::field(
+                        "mac",
+                        text,
+                        "is not a station's address like 52:54:00:12:34:56",
+                    )
                 })
             })
             .transpose()?;
         if let Some(mtu @ ..68) = config.mtu {
-            return Err(OpenError::field("mtu", mtu, "is below the 68 bytes every link must carry"));
+            return Err(OpenError::field(
+                "mtu",
+                mtu,
+                "is below the 68 bytes every link must carry",
+            ));
         }
         let (name, queues, created) = if config.fds.is_empty() {
             let name = config.name.as_deref().unwrap_or("nyx%d");
@@ -97,16 +105,18 @@ impl Tap {
             let (name, queues) = adopt(config)?;
             (name, queues, false)
         };
-        let has_header = queues.first().is_some_and(|q| {
-            features(q).is_ok_and(|flags| flags & libc::IFF_VNET_HDR != 0)
-        });
+        let has_header = queues
+            .first()
+            .is_some_and(|q| features(q).is_ok_and(|flags| flags & libc::IFF_VNET_HDR != 0));
         if has_header {
             for queue in &queues {
                 set_int(queue, libc::TUNSETVNETHDRSZ as libc::Ioctl, HEADER)
                     .map_err(|e| OpenError::system(format!("set up TAP `{name}`"), e))?;
             }
         }
-        let offloads = queues.first().map_or_else(NetOffloads::default, |q| probe(q, has_header));
+        let offloads = queues
+            .first()
+            .map_or_else(NetOffloads::default, |q| probe(q, has_header));
         let link = Interface::named(&name).map_err(|e| OpenError::system("open a socket", e))?;
         if let Some(mac) = mac {
             link.set_mac(mac)?;
@@ -128,7 +138,14 @@ impl Tap {
         }
         let pairs = u16::try_from(queues.len()).unwrap_or(MAX_QUEUES);
         let mtu = link.mtu().ok();
-        Ok(Self { name, queues, pairs, offloads, mtu, gone: Arc::default() })
+        Ok(Self {
+            name,
+            queues,
+            pairs,
+            offloads,
+            mtu,
+            gone: Arc::default(),
+        })
     }
 }
 
@@ -138,7 +155,10 @@ fn check_name(name: &str) -> Result<(), OpenError> {
         "is longer than 15 bytes: choose a shorter one"
     } else if name.is_empty() || name == "." || name == ".." {
         "is not an interface name: choose another or leave it out"
-    } else if name.bytes().any(|b| matches!(b, b'/' | b':' | 0) || b.is_ascii_whitespace()) {
+    } else if name
+        .bytes()
+        .any(|b| matches!(b, b'/' | b':' | 0) || b.is_ascii_whitespace())
+    {
         "has a character that interface names cannot have: use letters, digits, `-` and `_`"
     } else if name.replacen("%d", "", 1).contains('%') {
         "may have one `%d` and no other `%`"
@@ -151,10 +171,18 @@ fn check_name(name: &str) -> Result<(), OpenError> {
 /// Opens `count` queues of the interface `name`, creating it if need be.
 fn attach(name: &str, count: u16, existed: bool) -> Result<(String, Vec<OwnedFd>), OpenError> {
     if count == 0 || count > MAX_QUEUES {
-        return Err(OpenError::field("queues", count, "is not between 1 and 256"));
+        return Err(OpenError::field(
+            "queues",
+            count,
+            "is not between 1 and 256",
+        ));
     }
     let plain = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    let mut flags = if count > 1 { plain | libc::IFF_MULTI_QUEUE } else { plain };
+    let mut flags = if count > 1 {
+        plain | libc::IFF_MULTI_QUEUE
+    } else {
+        plain
+    };
     let mut actual = name.to_owned();
     let mut queues = Vec::with_capacity(count.into());
     while queues.len() < usize::from(count) {
@@ -218,9 +246,15 @@ fn explain(name: &str, queues: u16, existed: bool, error: io::Error) -> OpenErro
         Some(libc::EPERM | libc::EACCES) => format!(
             "cannot be {} without CAP_NET_ADMIN: run as root, or prepare it with \
             `sudo ip tuntap add dev NAME mode tap user $USER{multi}`, or use `user` networking",
-            if existed { "attached to, as it belongs to another user," } else { "created" }
+            if existed {
+                "attached to, as it belongs to another user,"
+            } else {
+                "created"
+            }
         ),
-        Some(libc::EBUSY) => "is in use by another process: end it or choose another name".to_owned(),
+        Some(libc::EBUSY) => {
+            "is in use by another process: end it or choose another name".to_owned()
+        }
         Some(libc::EINVAL) if existed && queues > 1 => format!(
             "exists and is not a TAP interface with several queues: create it with \
             `ip tuntap add dev {name} mode tap multi_queue`, or set queues to 1"
@@ -238,7 +272,11 @@ fn explain(name: &str, queues: u16, existed: bool, error: io::Error) -> OpenErro
 /// that the machine can be built again from the same configuration.
 fn adopt(config: &TapConfig) -> Result<(String, Vec<OwnedFd>), OpenError> {
     if let Some(name) = &config.name {
-        return Err(OpenError::field("name", name, "cannot be given together with fds: drop one"));
+        return Err(OpenError::field(
+            "name",
+            name,
+            "cannot be given together with fds: drop one",
+        ));
     }
     if let Some(queues) = config.queues
         && usize::from(queues) != config.fds.len()
@@ -314,7 +352,11 @@ fn set_int(queue: &OwnedFd, code: libc::Ioctl, mut value: libc::c_int) -> io::Re
 fn set_offload_bits(fd: BorrowedFd<'_>, bits: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its bits as the argument itself.
     match unsafe {
-        libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD as libc::Ioctl, libc::c_ulong::from(bits))
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::TUNSETOFFLOAD as libc::Ioctl,
+            libc::c_ulong::from(bits),
+        )
     } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -355,9 +397,15 @@ impl NetBackend for Tap {
         }
         let queue = |fd| {
             let port = Port::new(fd, Behind::Tap, Arc::clone(&self.gone));
-            Box::new(TapQueue { port, in_service: true }) as Box<dyn NetQueue>
+            Box::new(TapQueue {
+                port,
+                in_service: true,
+            }) as Box<dyn NetQueue>
         };
-        Ok(std::mem::take(&mut self.queues).into_iter().map(queue).collect())
+        Ok(std::mem::take(&mut self.queues)
+            .into_iter()
+            .map(queue)
+            .collect())
     }
 
     fn mtu(&self) -> Option<u16> {
@@ -365,7 +413,11 @@ impl NetBackend for Tap {
     }
 
     fn link(&self) -> NetLink {
-        if self.gone.load(Ordering::Relaxed) { NetLink::Down } else { NetLink::Up }
+        if self.gone.load(Ordering::Relaxed) {
+            NetLink::Down
+        } else {
+            NetLink::Up
+        }
     }
 
     fn describe(&self) -> String {
@@ -415,7 +467,11 @@ impl NetQueue for TapQueue {
             return Ok(());
         }
         let mut request = request("");
-        let flag = if on { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+        let flag = if on {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
         request.ifr_ifru.ifru_flags = flag as libc::c_short;
         // SAFETY: TUNSETQUEUE takes a pointer to one `struct ifreq`.
         match unsafe {

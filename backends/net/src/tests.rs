@@ -22,17 +22,28 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        let extents = vec![Extent { base: GuestAddress(0), len: 8 << 20 }];
-        let memory = Memory::allocate(&RamConfig { extents, ..RamConfig::default() }).unwrap();
+        let extents = vec![Extent {
+            base: GuestAddress(0),
+            len: 8 << 20,
+        }];
+        let memory = Memory::allocate(&RamConfig {
+            extents,
+            ..RamConfig::default()
+        })
+        .unwrap();
         let space = memory.space();
-        Self { _memory: memory, space }
+        Self {
+            _memory: memory,
+            space,
+        }
     }
 
     fn buffers(&self, parts: &[(u64, usize)]) -> PinnedBuffers {
         let view = self.space.view();
         let mut buffers = view.buffers();
         for (at, len) in parts {
-            view.pin(&mut buffers, GuestAddress(*at), *len, Permissions::Write).unwrap();
+            view.pin(&mut buffers, GuestAddress(*at), *len, Permissions::Write)
+                .unwrap();
         }
         buffers
     }
@@ -40,14 +51,23 @@ impl Guest {
     /// A frame in two buffers.
     fn frame(&self, bytes: &[u8]) -> PinnedBuffers {
         let cut = bytes.len() / 2;
-        self.space.view().write_slice(&bytes[..cut], GuestAddress(0x1000)).unwrap();
-        self.space.view().write_slice(&bytes[cut..], GuestAddress(0x4_0000)).unwrap();
+        self.space
+            .view()
+            .write_slice(&bytes[..cut], GuestAddress(0x1000))
+            .unwrap();
+        self.space
+            .view()
+            .write_slice(&bytes[cut..], GuestAddress(0x4_0000))
+            .unwrap();
         self.buffers(&[(0x1000, cut), (0x4_0000, bytes.len() - cut)])
     }
 }
 
 fn is_readable(queue: &dyn NetQueue, seconds: i64) -> bool {
-    let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };
+    let timeout = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
     let fd = queue.fd();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout))).unwrap() == 1
@@ -124,7 +144,10 @@ fn in_namespace(body: impl FnOnce() + Send + 'static) {
     let ran = std::thread::spawn(|| {
         // SAFETY: changes the namespace of this thread only.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            println!("skipped: a network namespace needs root: {}", io::Error::last_os_error());
+            println!(
+                "skipped: a network namespace needs root: {}",
+                io::Error::last_os_error()
+            );
             return;
         }
         body();
@@ -140,14 +163,21 @@ fn interfaces() -> Vec<String> {
     // Of this thread's namespace, as /proc/net is of the process's first thread.
     let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
     let name = |line: &str| line.split(':').next().unwrap().trim().to_owned();
-    text.lines().skip(2).map(name).filter(|name| name != "lo").collect()
+    text.lines()
+        .skip(2)
+        .map(name)
+        .filter(|name| name != "lo")
+        .collect()
 }
 
 #[test]
 fn frames_pass_through_a_tap_both_ways_with_the_header() {
     in_namespace(|| {
         let mut tap = tap(r#"{"address": "10.1.2.1/24", "mtu": 1400}"#).unwrap();
-        assert_eq!((tap.describe().as_str(), tap.queue_pairs(), tap.mtu()), ("tap nyx0", 1, Some(1400)));
+        assert_eq!(
+            (tap.describe().as_str(), tap.queue_pairs(), tap.mtu()),
+            ("tap nyx0", 1, Some(1400))
+        );
         assert!(tap.offloads().vnet_header && tap.offloads().checksum && tap.offloads().tso4);
         let mut queues = tap.take_queues().unwrap();
         assert!(tap.take_queues().is_err(), "queues are handed out once");
@@ -156,7 +186,9 @@ fn frames_pass_through_a_tap_both_ways_with_the_header() {
         let header = [0; HEADER];
 
         let request = arp_request([10, 1, 2, 2], [10, 1, 2, 1]);
-        queue.send(&guest.frame(&[&header[..], &request].concat())).unwrap();
+        queue
+            .send(&guest.frame(&[&header[..], &request].concat()))
+            .unwrap();
         let reply = receive(queue, HEADER, |f| is_arp_reply(f, [10, 1, 2, 1]));
         let host_mac: [u8; 6] = reply[6..12].try_into().unwrap();
 
@@ -165,11 +197,21 @@ fn frames_pass_through_a_tap_both_ways_with_the_header() {
         let socket = UdpSocket::bind("10.1.2.1:4000").unwrap();
         let mut offload = header;
         (offload[0], offload[6], offload[8]) = (1, 34, 6);
-        let frame = udp(host_mac, ([10, 1, 2, 2], 4001), ([10, 1, 2, 1], 4000), b"to the host");
-        queue.send(&guest.frame(&[&offload[..], &frame].concat())).unwrap();
+        let frame = udp(
+            host_mac,
+            ([10, 1, 2, 2], 4001),
+            ([10, 1, 2, 1], 4000),
+            b"to the host",
+        );
+        queue
+            .send(&guest.frame(&[&offload[..], &frame].concat()))
+            .unwrap();
         let mut bytes = [0; 100];
         let (len, from) = socket.recv_from(&mut bytes).unwrap();
-        assert_eq!((&bytes[..len], from.to_string().as_str()), (&b"to the host"[..], "10.1.2.2:4001"));
+        assert_eq!(
+            (&bytes[..len], from.to_string().as_str()),
+            (&b"to the host"[..], "10.1.2.2:4001")
+        );
 
         // From the host.
         socket.send_to(b"to the guest", "10.1.2.2:4001").unwrap();
@@ -182,14 +224,21 @@ fn frames_pass_through_a_tap_both_ways_with_the_header() {
         assert!(is_readable(queue, 5));
         let error = queue.receive(&guest.buffers(&[(0, 100)])).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        assert_eq!(receive(queue, HEADER, |f| f.ends_with(&[8; 20])).len(), 14 + 20 + 8 + 20);
+        assert_eq!(
+            receive(queue, HEADER, |f| f.ends_with(&[8; 20])).len(),
+            14 + 20 + 8 + 20
+        );
         let error = queue.receive_bytes(&mut [0; 2000]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
 
         // Nonsense from the guest is refused, not passed on.
         assert!(queue.send(&guest.frame(&[1; 20])).is_err());
         drop((tap, queues));
-        assert_eq!(interfaces(), Vec::<String>::new(), "the interface goes with the last queue");
+        assert_eq!(
+            interfaces(),
+            Vec::<String>::new(),
+            "the interface goes with the last queue"
+        );
     });
 }
 
@@ -204,7 +253,13 @@ fn several_queues_and_taking_some_out_of_service() {
             queue.set_in_service(false).unwrap();
         }
         queues[0]
-            .set_offloads(NetOffloads { vnet_header: true, checksum: true, tso4: true, tso6: true, uso: false })
+            .set_offloads(NetOffloads {
+                vnet_header: true,
+                checksum: true,
+                tso4: true,
+                tso6: true,
+                uso: false,
+            })
             .unwrap();
         let guest = Guest::new();
         let socket = UdpSocket::bind("10.1.2.1:0").unwrap();
@@ -216,7 +271,9 @@ fn several_queues_and_taking_some_out_of_service() {
         first.send(&guest.frame(&reply)).unwrap();
         for port in 1..=32 {
             socket.send_to(b"x", ("10.1.2.2", port)).unwrap();
-            receive(first, HEADER, |f| f[12..14] == [8, 0] && f[36..38] == port.to_be_bytes());
+            receive(first, HEADER, |f| {
+                f[12..14] == [8, 0] && f[36..38] == port.to_be_bytes()
+            });
         }
         queues[3].set_in_service(true).unwrap();
         assert!(!is_readable(queues[1].as_ref(), 0));
@@ -233,9 +290,18 @@ fn prepared_and_passed_interfaces() {
         ip("tuntap add dev prepared mode tap");
         let first = tap(r#"{"name": "prepared"}"#).unwrap();
         let error = tap(r#"{"name": "prepared"}"#).err().unwrap().to_string();
-        assert_eq!(error, "TAP `prepared` is in use by another process: end it or choose another name");
-        let error = tap(r#"{"name": "prepared", "queues": 2}"#).err().unwrap().to_string();
-        assert!(error.contains("mode tap multi_queue`, or set queues to 1"), "{error}");
+        assert_eq!(
+            error,
+            "TAP `prepared` is in use by another process: end it or choose another name"
+        );
+        let error = tap(r#"{"name": "prepared", "queues": 2}"#)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("mode tap multi_queue`, or set queues to 1"),
+            "{error}"
+        );
         drop(first);
         assert_eq!(interfaces(), ["prepared"], "a persistent interface stays");
         ip("tuntap add dev several mode tap multi_queue");
@@ -243,7 +309,10 @@ fn prepared_and_passed_interfaces() {
         assert_eq!(one.queue_pairs(), 1);
         drop(one);
         let error = tap(r#"{"name": "lo"}"#).err().unwrap().to_string();
-        assert_eq!(error, "TAP `lo` exists and is not a TAP interface: choose another name");
+        assert_eq!(
+            error,
+            "TAP `lo` exists and is not a TAP interface: choose another name"
+        );
 
         // Passed: the descriptor stays the caller's.
         let mut owner = tap(r#"{"name": "passed", "address": "10.1.3.1/24"}"#).unwrap();
@@ -270,7 +339,13 @@ fn a_deleted_interface_is_link_down_and_quiet() {
         let mut tap = tap(r#"{"name": "doomed"}"#).unwrap();
         let mut queues = tap.take_queues().unwrap();
         assert_eq!(tap.link(), NetLink::Up);
-        assert!(Command::new("ip").args(["link", "del", "doomed"]).status().unwrap().success());
+        assert!(
+            Command::new("ip")
+                .args(["link", "del", "doomed"])
+                .status()
+                .unwrap()
+                .success()
+        );
         assert!(is_readable(queues[0].as_ref(), 5), "the worker is woken");
         let kinds: Vec<_> = (0..3)
             .map(|_| queues[0].receive_bytes(&mut [0; 2000]).unwrap_err().kind())
@@ -287,28 +362,59 @@ fn a_deleted_interface_is_link_down_and_quiet() {
 fn failures_leave_no_interface_behind() {
     in_namespace(|| {
         for (config, expected) in [
-            (r#"{"name": "a-name-that-is-too-long"}"#, "name `a-name-that-is-too-long` is longer than 15 bytes: choose a shorter one"),
-            (r#"{"name": "a/b"}"#, "name `a/b` has a character that interface names cannot have: use letters, digits, `-` and `_`"),
-            (r#"{"name": "a%s"}"#, "name `a%s` may have one `%d` and no other `%`"),
+            (
+                r#"{"name": "a-name-that-is-too-long"}"#,
+                "name `a-name-that-is-too-long` is longer than 15 bytes: choose a shorter one",
+            ),
+            (
+                r#"{"name": "a/b"}"#,
+                "name `a/b` has a character that interface names cannot have: use letters, digits, `-` and `_`",
+            ),
+            (
+                r#"{"name": "a%s"}"#,
+                "name `a%s` may have one `%d` and no other `%`",
+            ),
             (r#"{"queues": 0}"#, "queues `0` is not between 1 and 256"),
-            (r#"{"queues": 257}"#, "queues `257` is not between 1 and 256"),
-            (r#"{"address": "10.1.2.1"}"#, "address `10.1.2.1` is not an address like 10.1.2.1/24"),
-            (r#"{"mac": "ff:ff:ff:ff:ff:ff"}"#, "mac `ff:ff:ff:ff:ff:ff` is not a station's address like 52:54:00:12:34:56"),
-            (r#"{"mtu": 20}"#, "mtu `20` is below the 68 bytes every link must carry"),
-            (r#"{"name": "x", "fds": [3]}"#, "name `x` cannot be given together with fds: drop one"),
+            (
+                r#"{"queues": 257}"#,
+                "queues `257` is not between 1 and 256",
+            ),
+            (
+                r#"{"address": "10.1.2.1"}"#,
+                "address `10.1.2.1` is not an address like 10.1.2.1/24",
+            ),
+            (
+                r#"{"mac": "ff:ff:ff:ff:ff:ff"}"#,
+                "mac `ff:ff:ff:ff:ff:ff` is not a station's address like 52:54:00:12:34:56",
+            ),
+            (
+                r#"{"mtu": 20}"#,
+                "mtu `20` is below the 68 bytes every link must carry",
+            ),
+            (
+                r#"{"name": "x", "fds": [3]}"#,
+                "name `x` cannot be given together with fds: drop one",
+            ),
         ] {
             assert_eq!(tap(config).err().unwrap().to_string(), expected);
             assert_eq!(interfaces(), Vec::<String>::new());
         }
         // Refused only when the interface is there already.
         let error = tap(r#"{"mtu": 65535}"#).err().unwrap().to_string();
-        assert!(error.starts_with("cannot set mtu 65535 of TAP `nyx0`: "), "{error}");
+        assert!(
+            error.starts_with("cannot set mtu 65535 of TAP `nyx0`: "),
+            "{error}"
+        );
         assert_eq!(interfaces(), Vec::<String>::new());
         // SAFETY: a plain system call; the file-system and effective ids of this thread only.
-        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) }, 0);
+        assert_eq!(
+            unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) },
+            0
+        );
         let error = tap("{}").err().unwrap().to_string();
         assert!(
-            error.contains("ip tuntap add dev NAME mode tap user $USER`") || error.starts_with("device `/dev/net/tun` may not be opened"),
+            error.contains("ip tuntap add dev NAME mode tap user $USER`")
+                || error.starts_with("device `/dev/net/tun` may not be opened"),
             "{error}"
         );
         assert_eq!(interfaces(), Vec::<String>::new());
@@ -324,14 +430,22 @@ fn user(config: &str) -> Result<User, OpenError> {
 /// Directories for sockets that this process has not removed.
 fn left_behind() -> Vec<String> {
     let own = format!("nyx-net-{}-", std::process::id());
-    let bases = [std::env::var("XDG_RUNTIME_DIR").unwrap_or_default(), "/tmp".to_owned()];
-    let names = bases.iter().flat_map(|base| std::fs::read_dir(base).into_iter().flatten());
+    let bases = [
+        std::env::var("XDG_RUNTIME_DIR").unwrap_or_default(),
+        "/tmp".to_owned(),
+    ];
+    let names = bases
+        .iter()
+        .flat_map(|base| std::fs::read_dir(base).into_iter().flatten());
     let names = names.map(|e| e.unwrap().file_name().into_string().unwrap_or_default());
     names.filter(|name| name.starts_with(&own)).collect()
 }
 
 fn has_slirp() -> bool {
-    let found = Command::new("slirp4netns").arg("--version").output().is_ok();
+    let found = Command::new("slirp4netns")
+        .arg("--version")
+        .output()
+        .is_ok();
     if !found {
         println!("skipped: slirp4netns is not installed");
     }
@@ -349,12 +463,17 @@ fn a_user_network_answers_arp_and_dhcp() {
     }
     let mut net = user(r#"{"network": "10.9.8.0/24", "mtu": 4000}"#).unwrap();
     assert_eq!(net.mtu(), Some(4000));
-    assert_eq!(net.describe(), format!("user 10.9.8.0/24 (slirp4netns, process {})", net.pid()));
+    assert_eq!(
+        net.describe(),
+        format!("user 10.9.8.0/24 (slirp4netns, process {})", net.pid())
+    );
     assert_eq!(net.offloads(), NetOffloads::default());
     let mut queues = net.take_queues().unwrap();
     let queue = queues[0].as_mut();
     let guest = Guest::new();
-    queue.send(&guest.frame(&arp_request([10, 9, 8, 15], [10, 9, 8, 2]))).unwrap();
+    queue
+        .send(&guest.frame(&arp_request([10, 9, 8, 15], [10, 9, 8, 2])))
+        .unwrap();
     receive(queue, 0, |f| is_arp_reply(f, [10, 9, 8, 2]));
 
     // DHCPDISCOVER (RFC 2131 §2, RFC 2132 §9.6).
@@ -368,8 +487,14 @@ fn a_user_network_answers_arp_and_dhcp() {
     // No checksum (RFC 768).
     frame[40..42].fill(0);
     queue.send(&guest.frame(&frame)).unwrap();
-    let offer = receive(queue, 0, |f| f.len() > 282 && f[23] == 17 && f[46..50] == *b"nyx!");
-    assert_eq!((offer[42], &offer[58..62]), (2, &[10, 9, 8, 15][..]), "an offer of the fifteenth address");
+    let offer = receive(queue, 0, |f| {
+        f.len() > 282 && f[23] == 17 && f[46..50] == *b"nyx!"
+    });
+    assert_eq!(
+        (offer[42], &offer[58..62]),
+        (2, &[10, 9, 8, 15][..]),
+        "an offer of the fifteenth address"
+    );
 }
 
 #[test]
@@ -377,24 +502,40 @@ fn a_forward_reaches_the_guest() {
     if !has_slirp() {
         return;
     }
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let free = || {
+        std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+    };
     let (tcp, udp_port) = (free(), free());
     let config = format!(r#"{{"forward": ["tcp:{tcp}:80", "udp:127.0.0.1:{udp_port}:53"]}}"#);
     let mut net = user(&config).unwrap();
-    assert!(net.describe().starts_with("user 10.0.2.0/24, 2 ports forwarded ("));
+    assert!(
+        net.describe()
+            .starts_with("user 10.0.2.0/24, 2 ports forwarded (")
+    );
     let mut queues = net.take_queues().unwrap();
     let queue = queues[0].as_mut();
     let guest = Guest::new();
     // slirp learns where the guest is from the guest's own frames.
-    queue.send(&guest.frame(&arp_request([10, 0, 2, 15], [10, 0, 2, 2]))).unwrap();
+    queue
+        .send(&guest.frame(&arp_request([10, 0, 2, 15], [10, 0, 2, 2])))
+        .unwrap();
     receive(queue, 0, |f| is_arp_reply(f, [10, 0, 2, 2]));
     let client = std::thread::spawn(move || TcpStream::connect(("127.0.0.1", tcp)).map(drop));
     let syn = receive(queue, 0, |f| f[12..14] == [8, 0] && f[23] == 6);
-    assert_eq!((&syn[30..34], &syn[36..38]), (&[10, 0, 2, 15][..], &80u16.to_be_bytes()[..]));
+    assert_eq!(
+        (&syn[30..34], &syn[36..38]),
+        (&[10, 0, 2, 15][..], &80u16.to_be_bytes()[..])
+    );
     assert_eq!(syn[47] & 0x3f, 2, "a SYN");
     client.join().unwrap().unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.send_to(b"question", ("127.0.0.1", udp_port)).unwrap();
+    socket
+        .send_to(b"question", ("127.0.0.1", udp_port))
+        .unwrap();
     let datagram = receive(queue, 0, |f| f[12..14] == [8, 0] && f[23] == 17);
     assert!(datagram.ends_with(b"question") && datagram[36..38] == 53u16.to_be_bytes());
 }
@@ -407,7 +548,11 @@ fn nothing_outlives_a_user_network() {
     let mut net = user("{}").unwrap();
     let pid = net.pid();
     assert!(process_exists(pid));
-    assert_eq!(left_behind(), Vec::<String>::new(), "the sockets are gone once connected");
+    assert_eq!(
+        left_behind(),
+        Vec::<String>::new(),
+        "the sockets are gone once connected"
+    );
     let mut queues = net.take_queues().unwrap();
     drop(net);
     assert!(!process_exists(pid), "killed and reaped");
@@ -446,7 +591,11 @@ fn a_killed_machine_takes_its_network_along() {
         return;
     }
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "tests::a_killed_machine_takes_its_network_along", "--nocapture"])
+        .args([
+            "--exact",
+            "tests::a_killed_machine_takes_its_network_along",
+            "--nocapture",
+        ])
         .env("NYX_NET_TEST_HOLD", "1")
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -473,9 +622,18 @@ fn a_killed_machine_takes_its_network_along() {
 #[test]
 fn bad_user_networks_are_explained() {
     for (config, expected) in [
-        (r#"{"network": "10.0.2.5/24"}"#, "network `10.0.2.5/24` has host bits set: use 10.0.2.0/24"),
-        (r#"{"network": "10.0.2.0/30"}"#, "network `10.0.2.0/30` must have a prefix length of 8 to 25"),
-        (r#"{"network": "fd00::/64"}"#, "network `fd00::/64` is not an IPv4 network like 10.0.2.0/24"),
+        (
+            r#"{"network": "10.0.2.5/24"}"#,
+            "network `10.0.2.5/24` has host bits set: use 10.0.2.0/24",
+        ),
+        (
+            r#"{"network": "10.0.2.0/30"}"#,
+            "network `10.0.2.0/30` must have a prefix length of 8 to 25",
+        ),
+        (
+            r#"{"network": "fd00::/64"}"#,
+            "network `fd00::/64` is not an IPv4 network like 10.0.2.0/24",
+        ),
         (r#"{"mtu": 10}"#, "mtu `10` is not between 68 and 65521"),
         (
             r#"{"forward": ["8080:80"]}"#,
@@ -488,12 +646,21 @@ fn bad_user_networks_are_explained() {
     ] {
         assert_eq!(user(config).err().unwrap().to_string(), expected);
     }
-    let error = user(r#"{"program": "/bin/false"}"#).err().unwrap().to_string();
-    assert!(error.starts_with("`user` networking: /bin/false ended at once (exit status: 1)"), "{error}");
+    let error = user(r#"{"program": "/bin/false"}"#)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.starts_with("`user` networking: /bin/false ended at once (exit status: 1)"),
+        "{error}"
+    );
     if has_slirp() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = user(&format!(r#"{{"forward": ["tcp:{port}:80"]}}"#)).err().unwrap().to_string();
+        let error = user(&format!(r#"{{"forward": ["tcp:{port}:80"]}}"#))
+            .err()
+            .unwrap()
+            .to_string();
         let expected = format!(
             "forward `tcp:{port}:80` cannot be set up: tcp port 127.0.0.1:{port} of the host is in use, choose another"
         );
@@ -506,12 +673,30 @@ fn bad_user_networks_are_explained() {
 fn forwards_are_read_in_all_their_forms() {
     let guest = Ipv4Addr::new(10, 0, 2, 15);
     let parse = |text: &str| Forward::parse(text, guest).map(|f| f.to_string());
-    assert_eq!(parse("tcp:8080:80").unwrap(), "tcp 127.0.0.1:8080 -> 10.0.2.15:80");
-    assert_eq!(parse("udp:0.0.0.0:5353:53").unwrap(), "udp 0.0.0.0:5353 -> 10.0.2.15:53");
-    assert_eq!(parse("tcp:127.0.0.1:22:10.0.2.20:22").unwrap(), "tcp 127.0.0.1:22 -> 10.0.2.20:22");
-    for bad in ["", "tcp", "tcp:80", "sctp:80:80", "tcp:0:80", "tcp:80:0", "tcp:65536:80",
-        "tcp:host:80:80", "tcp:1.2.3.4:80:1.2.3.4:80:80", "tcp::80:80"]
-    {
+    assert_eq!(
+        parse("tcp:8080:80").unwrap(),
+        "tcp 127.0.0.1:8080 -> 10.0.2.15:80"
+    );
+    assert_eq!(
+        parse("udp:0.0.0.0:5353:53").unwrap(),
+        "udp 0.0.0.0:5353 -> 10.0.2.15:53"
+    );
+    assert_eq!(
+        parse("tcp:127.0.0.1:22:10.0.2.20:22").unwrap(),
+        "tcp 127.0.0.1:22 -> 10.0.2.20:22"
+    );
+    for bad in [
+        "",
+        "tcp",
+        "tcp:80",
+        "sctp:80:80",
+        "tcp:0:80",
+        "tcp:80:0",
+        "tcp:65536:80",
+        "tcp:host:80:80",
+        "tcp:1.2.3.4:80:1.2.3.4:80:80",
+        "tcp::80:80",
+    ] {
         assert_eq!(parse(bad), None, "{bad}");
     }
 }
@@ -523,9 +708,15 @@ fn unknown_kinds_and_keys_and_the_null_kind() {
         config: serde_json::from_str(config).unwrap(),
     };
     let error = |spec: &BackendSpec| open(spec).err().unwrap().to_string();
-    assert_eq!(error(&spec("bridge", "{}")), "`bridge` is not a network backend: use tap, user or null");
+    assert_eq!(
+        error(&spec("bridge", "{}")),
+        "`bridge` is not a network backend: use tap, user or null"
+    );
     let text = error(&spec("user", r#"{"forwards": []}"#));
-    assert!(text.contains("unknown field `forwards`, expected one of `network`, `forward`"), "{text}");
+    assert!(
+        text.contains("unknown field `forwards`, expected one of `network`, `forward`"),
+        "{text}"
+    );
     let mut null = open(&spec("null", "null")).unwrap();
     assert_eq!((null.link(), null.queue_pairs()), (NetLink::Down, 1));
     let mut queues = null.take_queues().unwrap();

@@ -121,7 +121,13 @@ pub(crate) struct Forward {
 
 impl std::fmt::Display for Forward {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} -> {}", self.protocol.name(), self.host, self.guest)
+        write!(
+            f,
+            "{} {} -> {}",
+            self.protocol.name(),
+            self.host,
+            self.guest
+        )
     }
 }
 
@@ -138,9 +144,12 @@ impl Forward {
         let (host, host_port, guest, guest_port) = match rest[..] {
             [host_port, guest_port] => (Ipv4Addr::LOCALHOST, host_port, guest, guest_port),
             [host, host_port, guest_port] => (host.parse().ok()?, host_port, guest, guest_port),
-            [host, host_port, guest, guest_port] => {
-                (host.parse().ok()?, host_port, guest.parse().ok()?, guest_port)
-            }
+            [host, host_port, guest, guest_port] => (
+                host.parse().ok()?,
+                host_port,
+                guest.parse().ok()?,
+                guest_port,
+            ),
             _ => return None,
         };
         let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0);
@@ -160,7 +169,10 @@ impl PrivateDirectory {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let mut failure = None;
-        for base in runtime.into_iter().chain([std::env::temp_dir(), "/tmp".into()]) {
+        for base in runtime
+            .into_iter()
+            .chain([std::env::temp_dir(), "/tmp".into()])
+        {
             // The path of a socket in there must fit into 107 bytes.
             if !base.is_absolute() || base.as_os_str().as_bytes().len() > 70 {
                 continue;
@@ -179,7 +191,10 @@ impl PrivateDirectory {
             }
         }
         let source = failure.unwrap_or_else(|| io::ErrorKind::AlreadyExists.into());
-        Err(OpenError::system("create a directory for the sockets of slirp4netns", source))
+        Err(OpenError::system(
+            "create a directory for the sockets of slirp4netns",
+            source,
+        ))
     }
 }
 
@@ -217,12 +232,16 @@ impl Stack {
         let system = |e: rustix::io::Errno| OpenError::system("start slirp4netns", e);
         let (ready, ready_there) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
         let (alive_there, alive) = pipe_with(PipeFlags::CLOEXEC).map_err(system)?;
-        let words =
-            memfd_create("words", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).map_err(system)?;
+        let words = memfd_create("words", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(system)?;
         // Both streams append to the same text.
         rustix::fs::fcntl_setfl(&words, OFlags::APPEND).map_err(system)?;
         let words = File::from(words);
-        let stream = || words.try_clone().map_err(|e| OpenError::system("start slirp4netns", e));
+        let stream = || {
+            words
+                .try_clone()
+                .map_err(|e| OpenError::system("start slirp4netns", e))
+        };
         let mut command = Command::new(&config.program);
         command
             .arg("--target-type=bess")
@@ -266,7 +285,14 @@ impl Stack {
             io::ErrorKind::NotFound => OpenError::Absent(program),
             _ => OpenError::system(format!("start {program}"), e),
         })?;
-        Ok((Self { child, _alive: alive, words }, ready))
+        Ok((
+            Self {
+                child,
+                _alive: alive,
+                words,
+            },
+            ready,
+        ))
     }
 
     /// Connects to the packet socket that slirp4netns is about to listen on.
@@ -294,7 +320,10 @@ impl Stack {
     /// Waits for slirp4netns to say that it is ready.
     fn await_ready(&mut self, ready: OwnedFd, deadline: Instant) -> Result<(), String> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
         let polled = rustix::io::retry_on_intr(|| {
             let mut fds = [PollFd::new(&ready, PollFlags::IN)];
             poll(&mut fds, Some(&timeout))
@@ -321,9 +350,24 @@ impl Stack {
         let mut text = vec![0; (len - start) as usize];
         let read = self.words.read_at(&mut text, start).unwrap_or(0);
         let text = String::from_utf8_lossy(&text[..read]);
-        let lines: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        let last = lines.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join("; ");
-        if last.is_empty() { "it said nothing".to_owned() } else { last }
+        let lines: Vec<_> = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
+        let last = lines
+            .iter()
+            .rev()
+            .take(3)
+            .rev()
+            .copied()
+            .collect::<Vec<_>>()
+            .join("; ");
+        if last.is_empty() {
+            "it said nothing".to_owned()
+        } else {
+            last
+        }
     }
 }
 
@@ -368,7 +412,10 @@ fn add_forward(control: &Path, forward: Forward) -> Result<(), String> {
             "cannot be set up: ports below 1024 need root, choose another".to_owned()
         }
         Err((io::ErrorKind::AddrNotAvailable, _)) => {
-            format!("cannot be set up: {} is no address of this host", forward.host.ip())
+            format!(
+                "cannot be set up: {} is no address of this host",
+                forward.host.ip()
+            )
         }
         Err((_, e)) => format!("cannot be set up: {e}"),
         Ok(()) => "was refused by slirp4netns".to_owned(),
@@ -390,7 +437,11 @@ impl User {
     pub(crate) fn open(config: &UserConfig) -> Result<Self, OpenError> {
         let base = check_network(&config.network)?;
         if !(68..=65521).contains(&config.mtu) {
-            return Err(OpenError::field("mtu", config.mtu, "is not between 68 and 65521"));
+            return Err(OpenError::field(
+                "mtu",
+                config.mtu,
+                "is not between 68 and 65521",
+            ));
         }
         let guest = Ipv4Addr::from(u32::from(base).wrapping_add(15));
         let forwards = config
@@ -398,7 +449,8 @@ impl User {
             .iter()
             .map(|text| {
                 Forward::parse(text, guest).ok_or_else(|| {
-                    let why = "is not tcp|udp:[HOST:]PORT:[GUEST:]PORT, as in tcp:127.0.0.1:8080:80";
+                    let why =
+                        "is not tcp|udp:[HOST:]PORT:[GUEST:]PORT, as in tcp:127.0.0.1:8080:80";
                     OpenError::field("forward", text, why)
                 })
             })
@@ -407,7 +459,11 @@ impl User {
         // user namespace that an unprivileged machine does not have.
         let strict: &[&[&str]] = &[&["--enable-sandbox", "--enable-seccomp"]];
         let plain: &[&[&str]] = &[&["--enable-seccomp"], &[]];
-        let strict = if rustix::process::geteuid().is_root() { strict } else { &[] };
+        let strict = if rustix::process::geteuid().is_root() {
+            strict
+        } else {
+            &[]
+        };
         let mut failure = None;
         for sandbox in strict.iter().chain(plain) {
             match Self::start(config, sandbox, &forwards) {
@@ -432,8 +488,13 @@ impl User {
         let deadline = Instant::now() + PATIENCE;
         let directory = PrivateDirectory::create()?;
         let (mut stack, ready) = Stack::spawn(config, sandbox, &directory.0)?;
-        let failed = |why| OpenError::Stack { program: config.program.display().to_string(), why };
-        let socket = stack.connect(&directory.0.join("frames"), deadline).map_err(failed)?;
+        let failed = |why| OpenError::Stack {
+            program: config.program.display().to_string(),
+            why,
+        };
+        let socket = stack
+            .connect(&directory.0.join("frames"), deadline)
+            .map_err(failed)?;
         stack.await_ready(ready, deadline).map_err(failed)?;
         for (forward, text) in forwards.iter().zip(&config.forward) {
             add_forward(&directory.0.join("control"), *forward)
@@ -454,7 +515,11 @@ impl User {
 
 fn check_network(text: &str) -> Result<Ipv4Addr, OpenError> {
     let refuse = |why: String| Err(OpenError::field("network", text, why));
-    let Ok(Cidr { address: IpAddr::V4(address), prefix }) = text.parse() else {
+    let Ok(Cidr {
+        address: IpAddr::V4(address),
+        prefix,
+    }) = text.parse()
+    else {
         return refuse("is not an IPv4 network like 10.0.2.0/24".to_owned());
     };
     // The guest is the fifteenth address; slirp4netns takes nothing narrower either.
@@ -488,12 +553,20 @@ impl NetBackend for User {
     }
 
     fn link(&self) -> NetLink {
-        if self.gone.load(Ordering::Relaxed) { NetLink::Down } else { NetLink::Up }
+        if self.gone.load(Ordering::Relaxed) {
+            NetLink::Down
+        } else {
+            NetLink::Up
+        }
     }
 
     fn describe(&self) -> String {
         match self.forwards {
-            0 => format!("user {} (slirp4netns, process {})", self.network, self.pid()),
+            0 => format!(
+                "user {} (slirp4netns, process {})",
+                self.network,
+                self.pid()
+            ),
             n => format!(
                 "user {}, {n} ports forwarded (slirp4netns, process {})",
                 self.network,

@@ -11,9 +11,7 @@ use nyx_device::{
 };
 use nyx_inspect::{Counter, Inspect, Visitor};
 use nyx_state::{Persist, RestoreError, SaveError};
-use nyx_virtio::{
-    Activation, Interrupt, QueueTask, Shape, TaskError, VirtioDevice, VirtioKind,
-};
+use nyx_virtio::{Activation, Interrupt, QueueTask, Shape, TaskError, VirtioDevice, VirtioKind};
 use request::{ID_LEN, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, Rules, SECTOR};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -71,7 +69,11 @@ impl VirtioKind for BlkKind {
         }
         // Mass storage, other.
         let class = [0x01, 0x80, 0x00];
-        Ok(Shape { device_id: VIRTIO_ID_BLOCK as u16, queues: config.queues, class })
+        Ok(Shape {
+            device_id: VIRTIO_ID_BLOCK as u16,
+            queues: config.queues,
+            class,
+        })
     }
 
     fn build(
@@ -79,7 +81,11 @@ impl VirtioKind for BlkKind {
         wiring: &mut Wiring<'_>,
     ) -> Result<Box<dyn VirtioDevice>, BoxError> {
         let backend = wiring.backends.block(&config.backend)?;
-        Ok(Box::new(Blk::new(&config, backend, Some(wiring.faults.clone()))?))
+        Ok(Box::new(Blk::new(
+            &config,
+            backend,
+            Some(wiring.faults.clone()),
+        )?))
     }
 }
 
@@ -148,7 +154,11 @@ impl Blk {
             return Err(ConfigError::new("backend", reason));
         }
         let mut id = [0; ID_LEN];
-        let serial = config.serial.clone().or_else(|| backend.serial()).unwrap_or_default();
+        let serial = config
+            .serial
+            .clone()
+            .or_else(|| backend.serial())
+            .unwrap_or_default();
         for (to, from) in id.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
@@ -243,7 +253,9 @@ impl VirtioDevice for Blk {
         if let Some(mode) = queues::written_byte(offset, data, WRITEBACK)
             && self.medium.has_cache
         {
-            self.medium.writeback.store(mode & 1 != 0, Ordering::Release);
+            self.medium
+                .writeback
+                .store(mode & 1 != 0, Ordering::Release);
         }
     }
 
@@ -265,7 +277,9 @@ impl VirtioDevice for Blk {
     }
 
     fn reset(&mut self) {
-        self.medium.writeback.store(self.medium.has_cache, Ordering::Release);
+        self.medium
+            .writeback
+            .store(self.medium.has_cache, Ordering::Release);
     }
 
     /// The medium may have another size.
@@ -291,7 +305,9 @@ impl Inspect for Blk {
         self.medium.capacity().visit("capacity", v);
         self.medium.rules.read_only.visit("read_only", v);
         self.medium.writeback.visit("writeback", v);
-        String::from_utf8_lossy(&self.medium.id).trim_end_matches('\0').visit("serial", v);
+        String::from_utf8_lossy(&self.medium.id)
+            .trim_end_matches('\0')
+            .visit("serial", v);
         // Counters belong to the unit itself, so that their labels are short.
         self.medium.counters.inspect(v);
     }
@@ -319,8 +335,17 @@ impl Persist for Blk {
 
     fn save(&self) -> Result<Self::Saved, SaveError> {
         // The capacity is the backend's, the rest is configuration.
-        let Self { backend: _, medium, interrupt: _, queues: _, queue_size: _, geometry: _ } = self;
-        Ok(saved::BlkState { writeback: medium.writeback.load(Ordering::Acquire) })
+        let Self {
+            backend: _,
+            medium,
+            interrupt: _,
+            queues: _,
+            queue_size: _,
+            geometry: _,
+        } = self;
+        Ok(saved::BlkState {
+            writeback: medium.writeback.load(Ordering::Acquire),
+        })
     }
 
     fn restore(&mut self, saved: Self::Saved) -> Result<(), RestoreError> {

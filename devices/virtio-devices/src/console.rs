@@ -7,13 +7,11 @@ mod tests;
 
 use crate::loan::Shelf;
 use crate::queues;
-use nyx_device::{BackendSpec, BoxError, CharBackend, ConfigError, Wiring, WindowSize};
+use nyx_device::{BackendSpec, BoxError, CharBackend, ConfigError, WindowSize, Wiring};
 use nyx_inspect::{Counter, Field, Inspect, Leaf, Visitor};
 use nyx_reactor::EventFd;
 use nyx_state::{Persist, RestoreError, SaveError};
-use nyx_virtio::{
-    Activation, QueueTask, Shape, TaskError, VirtQueue, VirtioDevice, VirtioKind,
-};
+use nyx_virtio::{Activation, QueueTask, Shape, TaskError, VirtQueue, VirtioDevice, VirtioKind};
 use parking_lot::Mutex;
 use port::{News, PortState};
 use serde::{Deserialize, Serialize};
@@ -67,11 +65,22 @@ pub struct ConsoleConfig {
 
 impl ConsoleConfig {
     fn is_simple(&self) -> bool {
-        matches!(self.ports.as_slice(), [PortConfig { name: None, console: true, .. }])
+        matches!(
+            self.ports.as_slice(),
+            [PortConfig {
+                name: None,
+                console: true,
+                ..
+            }]
+        )
     }
 
     fn queues(&self) -> u16 {
-        if self.is_simple() { 2 } else { self.ports.len() as u16 * 2 + 2 }
+        if self.is_simple() {
+            2
+        } else {
+            self.ports.len() as u16 * 2 + 2
+        }
     }
 }
 
@@ -102,15 +111,22 @@ impl VirtioKind for ConsoleKind {
         }
         // Simple communication controller, other.
         let class = [0x07, 0x80, 0x00];
-        Ok(Shape { device_id: VIRTIO_ID_CONSOLE as u16, queues: config.queues(), class })
+        Ok(Shape {
+            device_id: VIRTIO_ID_CONSOLE as u16,
+            queues: config.queues(),
+            class,
+        })
     }
 
     fn build(
         config: ConsoleConfig,
         wiring: &mut Wiring<'_>,
     ) -> Result<Box<dyn VirtioDevice>, BoxError> {
-        let backends: Result<Vec<_>, _> =
-            config.ports.iter().map(|port| wiring.backends.char(&port.backend)).collect();
+        let backends: Result<Vec<_>, _> = config
+            .ports
+            .iter()
+            .map(|port| wiring.backends.char(&port.backend))
+            .collect();
         Ok(Box::new(Console::new(&config, backends?)?))
     }
 }
@@ -152,7 +168,10 @@ pub(crate) struct Shared {
 impl Shared {
     fn set_size(&self, size: Option<WindowSize>) {
         if let Some(WindowSize { columns, rows }) = size {
-            self.size.store(u32::from(rows) << 16 | u32::from(columns), Ordering::Release);
+            self.size.store(
+                u32::from(rows) << 16 | u32::from(columns),
+                Ordering::Release,
+            );
         }
     }
 }
@@ -187,7 +206,12 @@ impl Console {
                 bell.0.signal();
             }))?;
             let describe = backend.describe();
-            ports.push(Port { name: port.name.clone(), console: port.console, describe, news });
+            ports.push(Port {
+                name: port.name.clone(),
+                console: port.console,
+                describe,
+                news,
+            });
             states.push(initial(&**backend));
         }
         let shared = Shared {
@@ -239,8 +263,12 @@ impl VirtioDevice for Console {
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         // A character is written as four bytes, the lowest of which counts (§5.3.4).
-        let Some(byte) = queues::written_byte(offset, data, EMERGENCY) else { return };
-        let Some(shelf) = self.backends.first() else { return };
+        let Some(byte) = queues::written_byte(offset, data, EMERGENCY) else {
+            return;
+        };
+        let Some(shelf) = self.backends.first() else {
+            return;
+        };
         if shelf.with(|backend| backend.write(&[byte])).is_none() {
             let mut waiting = self.shared.emergency.lock();
             if waiting.len() < MAX_EMERGENCY {
@@ -252,7 +280,12 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<Box<dyn QueueTask>>, TaskError> {
-        let Activation { features, mut queues, dma, interrupt } = activation;
+        let Activation {
+            features,
+            mut queues,
+            dma,
+            interrupt,
+        } = activation;
         let multiport = !self.simple && features & 1 << F_MULTIPORT != 0;
         let mut take = |index: u16| -> Option<VirtQueue> {
             let at = queues.iter().position(|q| q.index() == index)?;
@@ -264,10 +297,18 @@ impl VirtioDevice for Console {
         for (id, shelf) in (0..).zip(self.backends.iter().take(count)) {
             let backend = shelf.lend()?;
             let (input, output) = port_queues(id);
-            ports.push(PortTask { backend, input: take(input), output: take(output) });
+            ports.push(PortTask {
+                backend,
+                input: take(input),
+                output: take(output),
+            });
         }
         let (to, from) = control_queues();
-        let control = if multiport { take(to).zip(take(from)) } else { None };
+        let control = if multiport {
+            take(to).zip(take(from))
+        } else {
+            None
+        };
         Ok(vec![Box::new(ConsoleTask {
             ports,
             control,
@@ -282,7 +323,9 @@ impl VirtioDevice for Console {
     fn reset(&mut self) {
         self.shared.emergency.lock().clear();
         for (state, shelf) in self.shared.states.lock().iter_mut().zip(&self.backends) {
-            *state = shelf.with(|backend| initial(&**backend)).unwrap_or_default();
+            *state = shelf
+                .with(|backend| initial(&**backend))
+                .unwrap_or_default();
         }
     }
 }
@@ -362,13 +405,34 @@ impl Persist for Console {
 
     fn save(&self) -> Result<Self::Saved, SaveError> {
         // The size in the configuration space follows from the ports' own.
-        let Self { backends: _, shared, queues: _, simple: _ } = self;
+        let Self {
+            backends: _,
+            shared,
+            queues: _,
+            simple: _,
+        } = self;
         let port = |state: &PortState| {
-            let PortState { ready, guest_open, host_open, news, written, size } = *state;
+            let PortState {
+                ready,
+                guest_open,
+                host_open,
+                news,
+                written,
+                size,
+            } = *state;
             let size = size.map(|s| (s.columns, s.rows));
-            saved::SavedPort { ready, guest_open, host_open, news, written, size }
+            saved::SavedPort {
+                ready,
+                guest_open,
+                host_open,
+                news,
+                written,
+                size,
+            }
         };
-        Ok(saved::ConsoleState { ports: shared.states.lock().iter().map(port).collect() })
+        Ok(saved::ConsoleState {
+            ports: shared.states.lock().iter().map(port).collect(),
+        })
     }
 
     fn restore(&mut self, saved: Self::Saved) -> Result<(), RestoreError> {
@@ -377,11 +441,25 @@ impl Persist for Console {
         }
         let mut states = self.shared.states.lock();
         for (state, saved) in states.iter_mut().zip(saved.ports) {
-            let saved::SavedPort { ready, guest_open, host_open, news, written, size } = saved;
+            let saved::SavedPort {
+                ready,
+                guest_open,
+                host_open,
+                news,
+                written,
+                size,
+            } = saved;
             let size = size.map(|(columns, rows)| WindowSize { columns, rows });
             let news = news & News::MASK;
             // The task compares this with the backends there are now, and tells the difference.
-            *state = PortState { ready, guest_open, host_open, news, written, size };
+            *state = PortState {
+                ready,
+                guest_open,
+                host_open,
+                news,
+                written,
+                size,
+            };
         }
         self.shared.set_size(states.first().and_then(|s| s.size));
         Ok(())

@@ -18,9 +18,14 @@ impl<T> Shelf<T> {
     pub(crate) fn lend(&self) -> io::Result<Loan<T>> {
         let value = self.0.lock().take();
         if value.is_none() {
-            return Err(io::Error::other("the backend is still in use by an earlier task"));
+            return Err(io::Error::other(
+                "the backend is still in use by an earlier task",
+            ));
         }
-        Ok(Loan { value, shelf: self.0.clone() })
+        Ok(Loan {
+            value,
+            shelf: self.0.clone(),
+        })
     }
 
     /// Runs `f` on the value, if it is here.

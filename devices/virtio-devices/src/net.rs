@@ -19,9 +19,7 @@ use nyx_device::{
 use nyx_inspect::{Counter, Field, Inspect, Visitor};
 use nyx_reactor::EventFd;
 use nyx_state::{Persist, RestoreError, SaveError};
-use nyx_virtio::{
-    Activation, Interrupt, QueueTask, Shape, TaskError, VirtioDevice, VirtioKind,
-};
+use nyx_virtio::{Activation, Interrupt, QueueTask, Shape, TaskError, VirtioDevice, VirtioKind};
 use parking_lot::Mutex;
 use receive::Receiver;
 use serde::{Deserialize, Serialize};
@@ -85,11 +83,18 @@ impl VirtioKind for NetKind {
         if let Some(mtu) = config.mtu
             && mtu < 68
         {
-            return Err(ConfigError::new("mtu", format!("{mtu} is not from 68 to 65535")));
+            return Err(ConfigError::new(
+                "mtu",
+                format!("{mtu} is not from 68 to 65535"),
+            ));
         }
         // Network controller, Ethernet. The queue after the pairs is the control queue.
         let queues = config.queue_pairs * 2 + 1;
-        Ok(Shape { device_id: VIRTIO_ID_NET as u16, queues, class: [0x02, 0x00, 0x00] })
+        Ok(Shape {
+            device_id: VIRTIO_ID_NET as u16,
+            queues,
+            class: [0x02, 0x00, 0x00],
+        })
     }
 
     fn build(
@@ -182,7 +187,9 @@ impl Net {
             let reason = format!("{wanted} wanted, but {what} has {present}");
             return Err(ConfigError::new("queue_pairs", reason).into());
         }
-        let mac = config.mac.ok_or_else(|| ConfigError::new("mac", "no address is given"))?;
+        let mac = config
+            .mac
+            .ok_or_else(|| ConfigError::new("mac", "no address is given"))?;
         let offloads = backend.offloads();
         let mut queues = backend.take_queues()?;
         for spare in queues.iter_mut().skip(wanted.into()) {
@@ -206,7 +213,11 @@ impl Net {
             shared: Arc::new(shared),
             interrupt: None,
             // Without a header on the wire there is no way to say what is left to do to a frame.
-            offloads: if offloads.vnet_header { offloads } else { NetOffloads::default() },
+            offloads: if offloads.vnet_header {
+                offloads
+            } else {
+                NetOffloads::default()
+            },
             mac,
             mtu: config.mtu,
             queue_size: config.queue_size,
@@ -240,7 +251,13 @@ impl Net {
 
 impl VirtioDevice for Net {
     fn features(&self) -> u64 {
-        let NetOffloads { vnet_header: _, checksum, tso4, tso6, uso } = self.offloads;
+        let NetOffloads {
+            vnet_header: _,
+            checksum,
+            tso4,
+            tso6,
+            uso,
+        } = self.offloads;
         let offer = |on: bool, bit: u32| u64::from(on) << bit;
         let always = [
             VIRTIO_NET_F_MAC,
@@ -274,14 +291,25 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<Box<dyn QueueTask>>, TaskError> {
-        let Activation { features, mut queues, dma, interrupt: _ } = activation;
+        let Activation {
+            features,
+            mut queues,
+            dma,
+            interrupt: _,
+        } = activation;
         let has = |bit: u32| features & 1 << bit != 0;
         let bare = !self.offloads.vnet_header;
         let merge = has(VIRTIO_NET_F_MRG_RXBUF);
         // §5.1.2: the control queue follows the last pair; there is one pair without MQ.
-        let pairs = if has(VIRTIO_NET_F_MQ) { self.shared.max_pairs } else { 1 };
+        let pairs = if has(VIRTIO_NET_F_MQ) {
+            self.shared.max_pairs
+        } else {
+            1
+        };
         if self.shared.pairs() > pairs {
-            return Err(TaskError::Protocol("more queue pairs in use than were negotiated"));
+            return Err(TaskError::Protocol(
+                "more queue pairs in use than were negotiated",
+            ));
         }
         let accepted = self.accepted(features);
         let mut take = |index: u16| {
@@ -397,12 +425,18 @@ impl Persist for Net {
     fn restore(&mut self, saved: Self::Saved) -> Result<(), RestoreError> {
         let mac = Mac::new(saved.mac).map_err(|_| RestoreError::Invalid("a bad MAC address"))?;
         if !(1..=self.shared.max_pairs).contains(&saved.pairs) {
-            return Err(RestoreError::Invalid("more queue pairs than the device has"));
+            return Err(RestoreError::Invalid(
+                "more queue pairs than the device has",
+            ));
         }
         *self.shared.mac.lock() = mac;
         self.shared.pairs.store(saved.pairs, Ordering::Release);
-        self.shared.promiscuous.store(saved.promiscuous, Ordering::Relaxed);
-        self.shared.all_multicast.store(saved.all_multicast, Ordering::Relaxed);
+        self.shared
+            .promiscuous
+            .store(saved.promiscuous, Ordering::Relaxed);
+        self.shared
+            .all_multicast
+            .store(saved.all_multicast, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -36,13 +36,18 @@ pub(crate) fn check_count(path: &str, count: u16, most: u16) -> Result<(), Confi
     if (1..=most).contains(&count) {
         return Ok(());
     }
-    Err(ConfigError::new(path, format!("{count} is not from 1 to {most}")))
+    Err(ConfigError::new(
+        path,
+        format!("{count} is not from 1 to {most}"),
+    ))
 }
 
 /// Copies the part of `config` at `offset` into `data`; zeroes beyond its end (§4.1.4.6, §4.2.2).
 pub(crate) fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
     data.fill(0);
-    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..));
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..));
     for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
         *to = *from;
     }

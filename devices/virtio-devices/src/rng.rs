@@ -43,7 +43,11 @@ impl VirtioKind for RngKind {
 
     fn shape(_: &RngConfig) -> Result<Shape, ConfigError> {
         // No base class fits.
-        Ok(Shape { device_id: VIRTIO_ID_RNG as u16, queues: 1, class: [0xff, 0x00, 0x00] })
+        Ok(Shape {
+            device_id: VIRTIO_ID_RNG as u16,
+            queues: 1,
+            class: [0xff, 0x00, 0x00],
+        })
     }
 
     fn build(_: RngConfig, _: &mut Wiring<'_>) -> Result<Box<dyn VirtioDevice>, BoxError> {
@@ -83,7 +87,12 @@ impl VirtioDevice for Rng {
         let dma = activation.dma;
         let tasks = activation.queues.into_iter().map(|queue| {
             let counters = self.counters.clone();
-            let task = RngTask { queue, dma: dma.clone(), counters, draining: false };
+            let task = RngTask {
+                queue,
+                dma: dma.clone(),
+                counters,
+                draining: false,
+            };
             Box::new(task) as Box<dyn QueueTask>
         });
         Ok(tasks.collect())
@@ -127,7 +136,9 @@ impl RngTask {
         while !self.draining {
             self.queue.disable_kicks();
             while chains != 0 && bytes != 0 {
-                let Some(chain) = self.queue.pop(&view)? else { break };
+                let Some(chain) = self.queue.pop(&view)? else {
+                    break;
+                };
                 let wanted = chain.writable_len().min(MAX_REQUEST).min(bytes);
                 let mut done = 0;
                 while done < wanted {

@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic,
-};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 
 pub(crate) const RAM: u64 = 16 << 20;
 /// Rings live below, buffers above.
 pub(crate) const BUFFERS: u64 = 2 << 20;
+/// Buffers of one queue.
+const ROOM: u64 = 1 << 20;
 
 struct Silent;
 impl IrqSink for Silent {
@@ -75,7 +75,8 @@ impl Rig {
             available: 0,
             used: 0,
             // Every queue has buffers of its own.
-            next_buffer: BUFFERS + u64::from(index) * (1 << 20),
+            buffers: BUFFERS + u64::from(index) * ROOM,
+            next_buffer: BUFFERS + u64::from(index) * ROOM,
             chains: BTreeMap::new(),
         };
         (queue, driver)
@@ -105,18 +106,19 @@ impl Rig {
     ) -> Vec<Running> {
         let (dma, interrupt) = (self.dma.clone(), self.interrupt.clone());
         device.connect(interrupt.clone());
-        let tasks = device.activate(Activation { features, queues, dma, interrupt }).unwrap();
+        let tasks = device
+            .activate(Activation {
+                features,
+                queues,
+                dma,
+                interrupt,
+            })
+            .unwrap();
         tasks.into_iter().map(Running::new).collect()
     }
 
     pub(crate) fn interrupts(&self, kind: &str) -> u64 {
         Json::of(&*self.interrupt)[kind].as_u64().unwrap()
-    }
-
-    pub(crate) fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.memory().read_slice(&mut bytes, GuestAddress(at)).unwrap();
-        bytes
     }
 }
 
@@ -140,6 +142,7 @@ pub(crate) struct Driver {
     next_descriptor: u16,
     available: u16,
     used: u16,
+    buffers: u64,
     next_buffer: u64,
     /// Writable runs by head.
     chains: BTreeMap<u16, Vec<(u64, usize)>>,
@@ -156,26 +159,31 @@ pub(crate) struct Used {
 
 impl Driver {
     fn store(&self, at: u64, bytes: &[u8]) {
-        self.memory.memory().write_slice(bytes, GuestAddress(at)).unwrap();
+        self.memory
+            .memory()
+            .write_slice(bytes, GuestAddress(at))
+            .unwrap();
     }
     fn load<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.memory.memory().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        self.memory
+            .memory()
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
         bytes
     }
 
-    /// Memory of the driver's own.
+    /// Memory of the driver's own. Handed out in rounds too: what was handed out a megabyte ago is
+    /// handed out again.
     pub(crate) fn buffer(&mut self, len: usize) -> u64 {
+        let len = (len as u64).next_multiple_of(16) + 16;
+        assert!(len <= ROOM);
+        if self.next_buffer + len > self.buffers + ROOM {
+            self.next_buffer = self.buffers;
+        }
         let at = self.next_buffer;
-        self.next_buffer += (len as u64).next_multiple_of(16) + 16;
-        assert!(self.next_buffer <= RAM);
+        self.next_buffer += len;
         at
-    }
-
-    /// Starts over with buffers; everything offered must have come back.
-    pub(crate) fn recycle(&mut self, index: u16) {
-        assert!(self.chains.is_empty());
-        self.next_buffer = BUFFERS + u64::from(index) * (1 << 20);
     }
 
     pub(crate) fn descriptor(&self, index: u16, addr: u64, len: u32, flags: u32, next: u16) {
@@ -247,8 +255,14 @@ impl Driver {
             let at = self.layout.device + 4 + slot * 8;
             let head = u32::from_le_bytes(self.load(at)) as u16;
             let len = u32::from_le_bytes(self.load(at + 4));
-            let runs = self.chains.remove(&head).unwrap_or_else(|| panic!("{head} twice"));
-            let bytes = runs.iter().flat_map(|&(at, len)| self.bytes(at, len)).collect();
+            let runs = self
+                .chains
+                .remove(&head)
+                .unwrap_or_else(|| panic!("{head} twice"));
+            let bytes = runs
+                .iter()
+                .flat_map(|&(at, len)| self.bytes(at, len))
+                .collect();
             used.push(Used { head, len, bytes });
             self.used = self.used.wrapping_add(1);
         }
@@ -264,7 +278,10 @@ impl Driver {
 
     fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory.memory().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        self.memory
+            .memory()
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
         bytes
     }
 }
@@ -293,7 +310,9 @@ impl Running {
     fn follow(&mut self, mut progress: Progress) -> Result<(), TaskError> {
         // A task that always wants more is a loop that the guest drives.
         for _ in 0..10_000 {
-            let Progress::Again(token) = progress else { return Ok(()) };
+            let Progress::Again(token) = progress else {
+                return Ok(());
+            };
             progress = self.task.ready(token, &self.poller)?;
         }
         panic!("the task never rests");
@@ -301,7 +320,12 @@ impl Running {
 
     /// One wakeup, if anything is ready: how many descriptors were.
     pub(crate) fn wakeup(&mut self, timeout: Duration) -> Result<usize, TaskError> {
-        let ready: Vec<_> = self.poller.wait(Some(timeout)).unwrap().map(|r| r.token).collect();
+        let ready: Vec<_> = self
+            .poller
+            .wait(Some(timeout))
+            .unwrap()
+            .map(|r| r.token)
+            .collect();
         for &token in &ready {
             let progress = self.task.ready(token, &self.poller)?;
             self.follow(progress)?;

@@ -65,7 +65,11 @@ impl VirtioKind for VsockKind {
         }
         // Simple communication controller, other.
         let class = [0x07, 0x80, 0x00];
-        Ok(Shape { device_id: VIRTIO_ID_VSOCK as u16, queues: 3, class })
+        Ok(Shape {
+            device_id: VIRTIO_ID_VSOCK as u16,
+            queues: 3,
+            class,
+        })
     }
 
     fn build(config: VsockConfig, _: &mut Wiring<'_>) -> Result<Box<dyn VirtioDevice>, BoxError> {
@@ -114,7 +118,11 @@ impl Vsock {
             counters: VsockCounters::default(),
         };
         let socket = listener.path().into();
-        Ok(Self { listener: Shelf::new(listener), socket, shared: Arc::new(shared) })
+        Ok(Self {
+            listener: Shelf::new(listener),
+            socket,
+            shared: Arc::new(shared),
+        })
     }
 }
 
@@ -133,14 +141,24 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<Box<dyn QueueTask>>, TaskError> {
-        let Activation { features: _, mut queues, dma, interrupt: _ } = activation;
+        let Activation {
+            features: _,
+            mut queues,
+            dma,
+            interrupt: _,
+        } = activation;
         let mut take = |index: u16| {
             let at = queues.iter().position(|q| q.index() == index)?;
             Some(queues.remove(at))
         };
         let queues = [take(0), take(1), take(2)];
         let listener = self.listener.lend()?;
-        Ok(vec![Box::new(VsockTask::new(queues, dma, listener, self.shared.clone()))])
+        Ok(vec![Box::new(VsockTask::new(
+            queues,
+            dma,
+            listener,
+            self.shared.clone(),
+        ))])
     }
 
     fn reset(&mut self) {
@@ -175,7 +193,11 @@ impl Persist for Vsock {
     type Saved = saved::VsockState;
 
     fn save(&self) -> Result<Self::Saved, SaveError> {
-        let Self { listener: _, socket: _, shared: _ } = self;
+        let Self {
+            listener: _,
+            socket: _,
+            shared: _,
+        } = self;
         Ok(saved::VsockState {})
     }
 

@@ -95,7 +95,8 @@ impl Kvm {
             .map_err(io)?
             .as_slice()
             .to_vec();
-        let msrs = kvm.get_msr_index_list().map_err(io)?.as_slice().to_vec();
+        let listed = kvm.get_msr_index_list().map_err(io)?;
+        let msrs = msrs_of_state(listed.as_slice());
         let run_size = kvm.get_vcpu_mmap_size().map_err(io)?;
         Ok(Self(Arc::new(Host {
             kvm,
@@ -164,6 +165,35 @@ impl Host {
     }
 }
 
+/// The memory type range registers, which kernels before 6.11 do not list: default type, fixed
+/// ranges, and eight variable ones (Intel SDM vol. 3 §12.11).
+const MTRRS: [u32; 28] = [
+    0x2ff, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x200,
+    0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d,
+    0x20e, 0x20f,
+];
+
+/// The MSRs that are state, from those that KVM lists.
+///
+/// Not among them: the wall clock requests, which make KVM write guest memory (Linux,
+/// Documentation/virt/kvm/x86/msr.rst), and Hyper-V's synthetic registers: guests are offered no
+/// Hyper-V, some of these count by themselves, and some accept no write.
+fn msrs_of_state(listed: &[u32]) -> Vec<u32> {
+    const WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
+    const HYPER_V: std::ops::Range<u32> = 0x4000_0000..0x4000_1000;
+    let mut msrs: Vec<u32> = listed
+        .iter()
+        .copied()
+        .filter(|msr| !WALL_CLOCKS.contains(msr) && !HYPER_V.contains(msr))
+        .collect();
+    for msr in MTRRS {
+        if !msrs.contains(&msr) {
+            msrs.push(msr);
+        }
+    }
+    msrs
+}
+
 /// Why `/dev/kvm` did not open, given the text of `/proc/cpuinfo`.
 fn explain(errno: i32, cpuinfo: &str) -> OpenError {
     let flag = |name: &str| {
@@ -209,6 +239,22 @@ impl Capabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn msrs_that_are_no_state_are_left_out_and_the_memory_types_are_in() {
+        let msrs = msrs_of_state(&[
+            0x10,
+            0x11,
+            0x4b56_4d00,
+            0x4b56_4d01,
+            0x4000_0020,
+            0x277,
+            0x2ff,
+        ]);
+        assert_eq!(msrs[..4], [0x10, 0x4b56_4d01, 0x277, 0x2ff]);
+        assert_eq!(msrs.len(), 4 + 27);
+        assert!(msrs.contains(&0x26f) && msrs.contains(&0x20f));
+    }
 
     #[test]
     fn each_cause_has_its_own_mend() {

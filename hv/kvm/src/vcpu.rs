@@ -32,10 +32,6 @@ const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const MISC_ENABLE_FAST_STRING: u64 = 1;
 /// MTRRs enabled, write-back by default: without firmware nobody else would say so.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
-/// Writing these makes KVM store the wall clock into guest memory: commands, not state
-/// (Linux, Documentation/virt/kvm/x86/msr.rst).
-const WALL_CLOCKS: [u32; 2] = [0x11, 0x4b56_4d00];
-
 /// Most MSRs in one call.
 const MSR_BATCH: usize = 128;
 
@@ -482,12 +478,7 @@ fn capture(fd: &VcpuFd, host: &Host) -> Result<SavedVcpu, SaveError> {
     let msrs = match host.readable_msrs.get() {
         Some(indices) => read_msrs(fd, indices),
         None => {
-            let state = host
-                .msrs
-                .iter()
-                .copied()
-                .filter(|i| !WALL_CLOCKS.contains(i));
-            let msrs = read_msrs(fd, &state.collect::<Vec<_>>());
+            let msrs = read_msrs(fd, &host.msrs);
             // All vCPUs have the same CPUID but for their ids, so they have the same registers.
             let _ = host
                 .readable_msrs
@@ -666,7 +657,7 @@ fn apply_msrs(
     purpose: Purpose,
     deadline_mode: bool,
 ) -> Result<(), RestoreError> {
-    let known = |index: u32| host.msrs.contains(&index) && !WALL_CLOCKS.contains(&index);
+    let known = |index: u32| host.msrs.contains(&index);
     // A register that only another kernel knows can be left out if it holds nothing.
     if let Some(m) = msrs.iter().find(|m| !known(m.index) && m.value != 0) {
         return Err(no_place(&format!("MSR {:#x}", m.index)));

@@ -205,14 +205,12 @@ fn lab_runs_stock_guest_kernels() {
         session.run(&command).unwrap().success().unwrap().text()
     };
     let [cloud, full] = &kernels;
-    let uuid = format!("root=UUID={}", userland::FILE_SYSTEM_UUID);
     let partition = format!("root=PARTUUID={}", userland::PARTUUID);
     let label = format!("root=LABEL={}", userland::LABEL);
     for (kernel, image, disk, root) in [
         (cloud, &cloud.vmlinux, &images.whole_disk, "root=/dev/vda"),
         (cloud, &cloud.vmlinuz, &images.gpt_disk, partition.as_str()),
         (full, &full.vmlinux, &images.gpt_disk, label.as_str()),
-        (cloud, &cloud.vmlinux, &images.whole_disk, uuid.as_str()),
     ] {
         let initrd = initramfs::guest(kernel, None).unwrap();
         let line = format!("{root} rootwait nyx.demo=check nyx.cpus=2 nyx.memory=512");

@@ -2,6 +2,7 @@
 
 use crate::boot::{VEC_AUTO, VEC_SPURIOUS};
 use crate::cpu::{self, outb, read32, write32};
+use crate::time;
 use core::arch::x86_64::__cpuid_count;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -100,6 +101,19 @@ pub fn id() -> u32 {
 /// Ends the interrupt in service.
 pub fn eoi() {
     set(lapic::EOI, 0);
+}
+
+/// Ends `vector` until it is no longer in service: false if it comes again and again, as it does while
+/// its wire stays high.
+pub fn end_for_good(vector: u8) -> bool {
+    for _ in 0..20 {
+        if !bit(lapic::ISR, vector) {
+            return true;
+        }
+        eoi();
+        time::pause(time::millis(2));
+    }
+    false
 }
 
 /// Whether `vector` is requested or in service (`at` is `lapic::IRR` or `lapic::ISR`).

@@ -19,13 +19,13 @@ pub type Verdict = Result<(), String>;
 /// How long a stopping device may take.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Accesses in one storm.
-const STORM: usize = 2000;
+const STORM: usize = 600;
 /// Storms of a check.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 12;
 /// Hostile states that are restored.
-const GARBAGE: u64 = 60000;
+const GARBAGE: u64 = 2500;
 /// A device with threads may take long for each: most of them will do, too.
-const PATIENCE: Duration = Duration::from_secs(400);
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Offsets of a window up to this length are all tried.
 const WHOLE: u64 = 2048;
 /// Widths a vCPU can produce, and those that split accesses leave behind.

@@ -14,6 +14,8 @@ mod mmio;
 mod pci;
 mod queue;
 mod saved;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod worker;
 

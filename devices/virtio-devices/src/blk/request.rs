@@ -74,15 +74,13 @@ const UNSUPP: Refusal = Refusal(VIRTIO_BLK_S_UNSUPP as u8);
 /// (§2.7.4.1, §5.2.6).
 pub(crate) fn status_at(chain: &Chain) -> Result<u64, TaskError> {
     let last = chain.writable_len().checked_sub(1);
-    last.ok_or(TaskError::Protocol("a block request has no room for its status"))
+    last.ok_or(TaskError::Protocol(
+        "a block request has no room for its status",
+    ))
 }
 
 /// Reads the request in `chain`.
-pub(crate) fn parse(
-    chain: &Chain,
-    view: &DmaView<'_>,
-    rules: &Rules,
-) -> Result<Request, Refusal> {
+pub(crate) fn parse(chain: &Chain, view: &DmaView<'_>, rules: &Rules) -> Result<Request, Refusal> {
     let header = chain.read::<16>(view, 0).map_err(|_| IOERR)?;
     let [t0, t1, t2, t3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
     let kind = u32::from_le_bytes([t0, t1, t2, t3]);
@@ -93,15 +91,25 @@ pub(crate) fn parse(
         VIRTIO_BLK_T_IN => {
             let offset = transfer(sector, input, rules)?;
             let buffers = chain.pin_writable(view, 0, input).map_err(|_| IOERR)?;
-            Ok(Request::Transfer { offset, len: input, op: BlockOp::Read(buffers) })
+            Ok(Request::Transfer {
+                offset,
+                len: input,
+                op: BlockOp::Read(buffers),
+            })
         }
         VIRTIO_BLK_T_OUT => {
             if rules.read_only {
                 return Err(IOERR);
             }
             let offset = transfer(sector, output, rules)?;
-            let buffers = chain.pin_readable(view, HEADER, output).map_err(|_| IOERR)?;
-            Ok(Request::Transfer { offset, len: output, op: BlockOp::Write(buffers) })
+            let buffers = chain
+                .pin_readable(view, HEADER, output)
+                .map_err(|_| IOERR)?;
+            Ok(Request::Transfer {
+                offset,
+                len: output,
+                op: BlockOp::Write(buffers),
+            })
         }
         VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
         VIRTIO_BLK_T_GET_ID => Ok(Request::GetId(input.min(ID_LEN as u64) as usize)),
@@ -126,7 +134,11 @@ fn transfer(sector: u64, len: u64, rules: &Rules) -> Result<u64, Refusal> {
 fn in_bounds(sector: u64, len: u64, rules: &Rules) -> Result<u64, Refusal> {
     let offset = sector.checked_mul(SECTOR).ok_or(IOERR)?;
     let end = offset.checked_add(len).ok_or(IOERR)?;
-    if end <= rules.capacity { Ok(offset) } else { Err(IOERR) }
+    if end <= rules.capacity {
+        Ok(offset)
+    } else {
+        Err(IOERR)
+    }
 }
 
 /// §5.2.6.1: a list of segments as data; checked in full before the first one takes effect.
@@ -141,19 +153,44 @@ fn extents(
         return Err(IOERR);
     }
     let mut bytes = [0; MAX_SEGMENTS * SEGMENT];
-    let used = usize::try_from(len).ok().and_then(|len| bytes.get_mut(..len)).ok_or(IOERR)?;
+    let used = usize::try_from(len)
+        .ok()
+        .and_then(|len| bytes.get_mut(..len))
+        .ok_or(IOERR)?;
     if used.is_empty() || !used.len().is_multiple_of(SEGMENT) {
         return Err(IOERR);
     }
     chain.read_into(view, HEADER, used).map_err(|_| IOERR)?;
     let (segments, _) = used.as_chunks::<SEGMENT>();
     let mut extents = Extents::new();
-    for &[s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, f0, f1, f2, f3] in segments {
+    for &[
+        s0,
+        s1,
+        s2,
+        s3,
+        s4,
+        s5,
+        s6,
+        s7,
+        n0,
+        n1,
+        n2,
+        n3,
+        f0,
+        f1,
+        f2,
+        f3,
+    ] in segments
+    {
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
         let flags = u32::from_le_bytes([f0, f1, f2, f3]);
         // §5.2.6.2: unknown flags, and unmap on a discard, are not supported.
-        let allowed = if zeroes { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP } else { 0 };
+        let allowed = if zeroes {
+            VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+        } else {
+            0
+        };
         if flags & !allowed != 0 {
             return Err(UNSUPP);
         }
@@ -163,7 +200,11 @@ fn extents(
         let len = u64::from(sectors) * SECTOR;
         let offset = in_bounds(sector, len, rules)?;
         if len != 0 {
-            extents.push(Extent { offset, len, may_unmap: flags != 0 });
+            extents.push(Extent {
+                offset,
+                len,
+                may_unmap: flags != 0,
+            });
         }
     }
     Ok(extents)

@@ -1,7 +1,7 @@
 //! One virtqueue of a block device and the backend queue behind it.
 
-use super::request::{self, Extents, Request, Rules};
 use super::Medium;
+use super::request::{self, Extents, Request, Rules};
 use crate::queues::BATCH;
 use nyx_device::{BlockDone, BlockOp, BlockQueue, BlockRequest, FaultKind};
 use nyx_memory::{DmaSpace, DmaView};
@@ -88,7 +88,9 @@ impl BlkTask {
         while !self.draining {
             self.queue.disable_kicks();
             while left != 0 && !self.free.is_empty() {
-                let Some(chain) = self.queue.pop(&view)? else { break };
+                let Some(chain) = self.queue.pop(&view)? else {
+                    break;
+                };
                 left -= 1;
                 self.start(chain, &view)?;
             }
@@ -116,7 +118,10 @@ impl BlkTask {
     fn start(&mut self, chain: Chain, view: &DmaView<'_>) -> Result<(), TaskError> {
         let counters = &self.medium.counters;
         request::status_at(&chain)?;
-        let rules = Rules { capacity: self.medium.capacity(), ..self.medium.rules };
+        let rules = Rules {
+            capacity: self.medium.capacity(),
+            ..self.medium.rules
+        };
         match request::parse(&chain, view, &rules) {
             Ok(Request::Transfer { offset, len, op }) => {
                 let (read, next) = if matches!(op, BlockOp::Read(_)) {
@@ -137,12 +142,24 @@ impl BlkTask {
                 if !self.medium.has_cache {
                     return self.finish(&chain, 0, OK, view);
                 }
-                self.submit(InFlight { chain, read: 0, next: Next::Report }, 0, BlockOp::Flush);
+                self.submit(
+                    InFlight {
+                        chain,
+                        read: 0,
+                        next: Next::Report,
+                    },
+                    0,
+                    BlockOp::Flush,
+                );
             }
             Ok(Request::GetId(len)) => {
                 counters.ids.inc();
                 let id = self.medium.id.get(..len).unwrap_or_default();
-                let status = if chain.write(view, 0, id).is_ok() { OK } else { IOERR };
+                let status = if chain.write(view, 0, id).is_ok() {
+                    OK
+                } else {
+                    IOERR
+                };
                 return self.finish(&chain, len as u32, status, view);
             }
             Ok(Request::Discard(left)) => {
@@ -173,19 +190,34 @@ impl BlkTask {
             // Zeroes obey the cache mode like any write; a discard's effect need not be durable.
             let through = self.write_through || !self.medium.writeback.load(Ordering::Acquire);
             if zeroes && self.medium.has_cache && through {
-                let flush = InFlight { chain, read: 0, next: Next::Report };
+                let flush = InFlight {
+                    chain,
+                    read: 0,
+                    next: Next::Report,
+                };
                 self.submit(flush, 0, BlockOp::Flush);
                 return Ok(());
             }
             return self.finish(&chain, 0, OK, view);
         };
         let op = if zeroes {
-            BlockOp::WriteZeroes { len: extent.len, may_unmap: extent.may_unmap }
+            BlockOp::WriteZeroes {
+                len: extent.len,
+                may_unmap: extent.may_unmap,
+            }
         } else {
             BlockOp::Discard { len: extent.len }
         };
         let next = Next::Ranges { left, zeroes };
-        self.submit(InFlight { chain, read: 0, next }, extent.offset, op);
+        self.submit(
+            InFlight {
+                chain,
+                read: 0,
+                next,
+            },
+            extent.offset,
+            op,
+        );
         Ok(())
     }
 
@@ -195,7 +227,11 @@ impl BlkTask {
         if let Some(slot) = self.slots.get_mut(usize::from(id)) {
             *slot = Some(request);
         }
-        self.io.submit(BlockRequest { id: id.into(), offset, op });
+        self.io.submit(BlockRequest {
+            id: id.into(),
+            offset,
+            op,
+        });
         self.submitted = true;
     }
 
@@ -219,15 +255,22 @@ impl BlkTask {
 
     fn completed(&mut self, done: BlockDone, view: &DmaView<'_>) -> Result<(), TaskError> {
         let id = usize::try_from(done.id).ok();
-        let Some(slot) = id.and_then(|id| self.slots.get_mut(id)) else { return Ok(()) };
-        let Some(InFlight { chain, read, next }) = slot.take() else { return Ok(()) };
+        let Some(slot) = id.and_then(|id| self.slots.get_mut(id)) else {
+            return Ok(());
+        };
+        let Some(InFlight { chain, read, next }) = slot.take() else {
+            return Ok(());
+        };
         self.free.push(done.id as u16);
         if let Err(error) = done.result {
             self.medium.counters.failed.inc();
             if !self.medium.complained.swap(true, Ordering::Relaxed)
                 && let Some(faults) = &self.medium.faults
             {
-                faults.report(FaultKind::Backend, format_args!("a disk request failed: {error}"));
+                faults.report(
+                    FaultKind::Backend,
+                    format_args!("a disk request failed: {error}"),
+                );
             }
             return self.finish(&chain, 0, IOERR, view);
         }
@@ -239,7 +282,15 @@ impl BlkTask {
         match next {
             Next::Report => self.finish(&chain, read, OK, view),
             Next::Flush => {
-                self.submit(InFlight { chain, read, next: Next::Report }, 0, BlockOp::Flush);
+                self.submit(
+                    InFlight {
+                        chain,
+                        read,
+                        next: Next::Report,
+                    },
+                    0,
+                    BlockOp::Flush,
+                );
                 Ok(())
             }
             Next::Ranges { left, zeroes } => self.ranges(chain, left, zeroes, view),

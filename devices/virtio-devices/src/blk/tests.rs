@@ -39,7 +39,13 @@ impl BlockBackend for Later {
     fn open_queue(&self) -> io::Result<Box<dyn BlockQueue>> {
         let inner = self.0.open_queue()?;
         let event = self.1.clone();
-        Ok(Box::new(LaterQueue { inner, held: vec![], done: vec![], event, flying: 0 }))
+        Ok(Box::new(LaterQueue {
+            inner,
+            held: vec![],
+            done: vec![],
+            event,
+            flying: 0,
+        }))
     }
     fn describe(&self) -> String {
         "a slow disk".into()
@@ -95,7 +101,13 @@ fn bench_with(config: &BlkConfig, change: impl FnOnce(&mut BlockGeometry), featu
     let mut blk = Blk::new(config, disk.backend(), None).unwrap();
     let mut rig = Rig::new();
     let (mut tasks, mut drivers) = rig.activate(&mut blk, features);
-    Bench { rig, disk, blk, task: tasks.remove(0), driver: drivers.remove(0) }
+    Bench {
+        rig,
+        disk,
+        blk,
+        task: tasks.remove(0),
+        driver: drivers.remove(0),
+    }
 }
 
 fn bench() -> Bench {
@@ -124,12 +136,20 @@ impl Bench {
     }
     /// The status of a request without input.
     fn status(&mut self, kind: u32, sector: u64, data: Vec<u8>) -> u8 {
-        let used = self.request(&[Part::Read(header(kind, sector)), Part::Read(data), Part::Write(1)]);
+        let used = self.request(&[
+            Part::Read(header(kind, sector)),
+            Part::Read(data),
+            Part::Write(1),
+        ]);
         assert_eq!(used.len, 1);
         used.bytes[0]
     }
     fn read(&mut self, sector: u64, len: usize) -> Used {
-        self.request(&[Part::Read(header(VIRTIO_BLK_T_IN, sector)), Part::Write(len), Part::Write(1)])
+        self.request(&[
+            Part::Read(header(VIRTIO_BLK_T_IN, sector)),
+            Part::Write(len),
+            Part::Write(1),
+        ])
     }
     fn count(&self, name: &str) -> u64 {
         Json::of(&self.blk)[name].as_u64().unwrap()
@@ -224,12 +244,18 @@ fn buffers_outside_memory_fail_the_request() {
 #[test]
 fn a_short_header_fails_and_no_room_for_a_status_breaks_the_device() {
     let mut b = bench();
-    assert_eq!(b.request(&[Part::Read(vec![0; 15]), Part::Write(1)]).bytes, [IOERR]);
+    assert_eq!(
+        b.request(&[Part::Read(vec![0; 15]), Part::Write(1)]).bytes,
+        [IOERR]
+    );
     assert_eq!(b.request(&[Part::Write(1)]).bytes, [IOERR]);
     b.driver.send(&[Part::Read(header(VIRTIO_BLK_T_FLUSH, 0))]);
     assert!(matches!(b.task.run(), Err(TaskError::Protocol(_))));
     let mut b = bench();
-    b.driver.send(&[Part::Read(header(VIRTIO_BLK_T_FLUSH, 0)), Part::Raw(RAM, 1, true)]);
+    b.driver.send(&[
+        Part::Read(header(VIRTIO_BLK_T_FLUSH, 0)),
+        Part::Raw(RAM, 1, true),
+    ]);
     assert!(matches!(b.task.run(), Err(TaskError::Protocol(_))));
 }
 
@@ -238,11 +264,23 @@ fn flush_and_identifier() {
     let mut b = bench();
     assert_eq!(b.status(VIRTIO_BLK_T_FLUSH, 0, vec![]), OK);
     assert_eq!(b.disk.flushes(), 1);
-    let id = |len: usize| [Part::Read(header(VIRTIO_BLK_T_GET_ID, 0)), Part::Write(len + 1)];
+    let id = |len: usize| {
+        [
+            Part::Read(header(VIRTIO_BLK_T_GET_ID, 0)),
+            Part::Write(len + 1),
+        ]
+    };
     let used = b.request(&id(20));
-    assert_eq!((&used.bytes[..8], used.bytes[20], used.len), (b"ramdisk\0".as_slice(), OK, 21));
+    assert_eq!(
+        (&used.bytes[..8], used.bytes[20], used.len),
+        (b"ramdisk\0".as_slice(), OK, 21)
+    );
     assert_eq!(b.request(&id(4)).bytes, [b'r', b'a', b'm', b'd', OK]);
-    assert_eq!(b.request(&id(64)).bytes[19..21], [0, 0xa5], "twenty bytes and no more");
+    assert_eq!(
+        b.request(&id(64)).bytes[19..21],
+        [0, 0xa5],
+        "twenty bytes and no more"
+    );
     assert_eq!(b.status(99, 0, vec![]), UNSUPP);
 }
 
@@ -283,7 +321,10 @@ fn discards_and_zeroes_are_checked_in_full_before_any_takes_effect() {
     assert_eq!(zeroes(&mut b, half_bad), IOERR);
     assert_eq!(zeroes(&mut b, vec![]), IOERR);
     assert_eq!(zeroes(&mut b, vec![0; 15]), IOERR);
-    assert_eq!(zeroes(&mut b, segment(0, MAX_SEGMENT_SECTORS + 1, 0)), IOERR);
+    assert_eq!(
+        zeroes(&mut b, segment(0, MAX_SEGMENT_SECTORS + 1, 0)),
+        IOERR
+    );
     assert_eq!(zeroes(&mut b, segment(0, 1, 2)), UNSUPP);
     assert_eq!(zeroes(&mut b, vec![0; 16 * 33]), IOERR);
     assert_eq!(b.disk.bytes(), wanted);
@@ -312,14 +353,20 @@ fn what_was_not_offered_is_not_supported() {
         | 1 << VIRTIO_BLK_F_MQ;
     assert_eq!(b.blk.features() & absent, 0);
     assert_eq!(b.status(VIRTIO_BLK_T_DISCARD, 0, segment(0, 1, 0)), UNSUPP);
-    assert_eq!(b.status(VIRTIO_BLK_T_WRITE_ZEROES, 0, segment(0, 1, 0)), UNSUPP);
+    assert_eq!(
+        b.status(VIRTIO_BLK_T_WRITE_ZEROES, 0, segment(0, 1, 0)),
+        UNSUPP
+    );
     assert_eq!(b.status(VIRTIO_BLK_T_FLUSH, 0, vec![]), OK);
     assert_eq!(b.disk.flushes(), 0);
 }
 
 #[test]
 fn a_read_only_disk_refuses_every_kind_of_write() {
-    let config = BlkConfig { read_only: true, ..config() };
+    let config = BlkConfig {
+        read_only: true,
+        ..config()
+    };
     let mut b = bench_with(&config, |_| (), FLUSH_FEATURE);
     assert_ne!(b.blk.features() & 1 << VIRTIO_BLK_F_RO, 0);
     assert_eq!(b.status(VIRTIO_BLK_T_OUT, 0, vec![9; 512]), IOERR);
@@ -333,7 +380,10 @@ fn a_failing_medium_fails_requests_and_not_the_device() {
     let mut b = bench();
     b.disk.set_failing(true);
     assert_eq!(b.read(0, 512).bytes[512], IOERR);
-    assert_eq!(b.status(VIRTIO_BLK_T_WRITE_ZEROES, 0, segment(0, 1, 0)), IOERR);
+    assert_eq!(
+        b.status(VIRTIO_BLK_T_WRITE_ZEROES, 0, segment(0, 1, 0)),
+        IOERR
+    );
     b.disk.set_failing(false);
     assert_eq!(b.read(0, 512).bytes[512], OK);
     assert_eq!(b.count("failed"), 2);
@@ -343,11 +393,21 @@ fn a_failing_medium_fails_requests_and_not_the_device() {
 fn asynchronous_completions_are_batched_and_a_drain_waits_for_them() {
     let disk = Disk::of(pattern());
     let event = Arc::new(EventFd::new().unwrap());
-    let mut blk = Blk::new(&config(), Box::new(Later(disk.backend(), event.clone())), None).unwrap();
+    let mut blk = Blk::new(
+        &config(),
+        Box::new(Later(disk.backend(), event.clone())),
+        None,
+    )
+    .unwrap();
     let mut rig = Rig::new();
     let (mut tasks, mut drivers) = rig.activate(&mut blk, FLUSH_FEATURE);
     let (mut task, mut driver) = (tasks.remove(0), drivers.remove(0));
-    let read = |sector| [Part::Read(header(VIRTIO_BLK_T_IN, sector)), Part::Write(513)];
+    let read = |sector| {
+        [
+            Part::Read(header(VIRTIO_BLK_T_IN, sector)),
+            Part::Write(513),
+        ]
+    };
     let heads: Vec<_> = (0..4).map(|n| driver.send(&read(n))).collect();
     task.run().unwrap();
     assert_eq!(driver.used(), []);
@@ -363,7 +423,11 @@ fn asynchronous_completions_are_batched_and_a_drain_waits_for_them() {
     assert_eq!(used[3].bytes[..512], pattern()[..512]);
     assert_eq!(rig.interrupts("queue_interrupts"), 1);
     assert!(task.task.drain().unwrap());
-    assert_eq!(task.task.queues()[0].progress().next_available, 4, "a parked queue takes nothing");
+    assert_eq!(
+        task.task.queues()[0].progress().next_available,
+        4,
+        "a parked queue takes nothing"
+    );
     task.resume();
     event.signal();
     task.run().unwrap();
@@ -373,9 +437,19 @@ fn asynchronous_completions_are_batched_and_a_drain_waits_for_them() {
 #[test]
 fn a_full_queue_of_every_size_is_served() {
     for size in [4, 256, 1024] {
-        let mut b = bench_with(&BlkConfig { queue_size: size, ..config() }, |_| (), FLUSH_FEATURE);
+        let mut b = bench_with(
+            &BlkConfig {
+                queue_size: size,
+                ..config()
+            },
+            |_| (),
+            FLUSH_FEATURE,
+        );
         for n in 0..size / 2 {
-            b.driver.offer(&[Part::Read(header(VIRTIO_BLK_T_IN, n.into())), Part::Write(513)]);
+            b.driver.offer(&[
+                Part::Read(header(VIRTIO_BLK_T_IN, n.into())),
+                Part::Write(513),
+            ]);
         }
         b.driver.kick.signal();
         b.task.run().unwrap();
@@ -387,7 +461,10 @@ fn a_full_queue_of_every_size_is_served() {
 
 #[test]
 fn the_configuration_space_says_what_the_medium_is() {
-    let config = BlkConfig { queues: 3, ..config() };
+    let config = BlkConfig {
+        queues: 3,
+        ..config()
+    };
     let mut b = bench_with(&config, |g| g.physical_block = 4096, FLUSH_FEATURE);
     let mut space = [0xff; 64];
     b.blk.read_config(0, &mut space);
@@ -396,7 +473,10 @@ fn the_configuration_space_says_what_the_medium_is() {
     assert_eq!((le32(12), le32(20)), (254, 512), "segments, block size");
     assert_eq!((space[24], space[26], space[32], space[34]), (3, 8, 1, 3));
     assert_eq!((le32(36), le32(40), le32(44)), (MAX_SEGMENT_SECTORS, 32, 1));
-    assert_eq!((le32(48), le32(52), space[56]), (MAX_SEGMENT_SECTORS, 32, 1));
+    assert_eq!(
+        (le32(48), le32(52), space[56]),
+        (MAX_SEGMENT_SECTORS, 32, 1)
+    );
     assert_eq!(space[60..], [0; 4], "zeroes beyond the end");
     b.blk.read_config(u64::MAX, &mut space);
     assert_eq!(space, [0; 64]);
@@ -418,12 +498,20 @@ fn bad_configurations_are_refused_by_name() {
         BlkKind::shape(&config).unwrap_err().to_string()
     };
     assert_eq!(bad(|c| c.queues = 17), "queues: 17 is not from 1 to 16");
-    assert_eq!(bad(|c| c.queue_size = 100), "queue_size: 100 is not a power of two from 4 to 1024");
+    assert_eq!(
+        bad(|c| c.queue_size = 100),
+        "queue_size: 100 is not a power of two from 4 to 1024"
+    );
     assert!(bad(|c| c.serial = Some("x".repeat(21))).starts_with("serial: "));
-    assert!(serde_json::from_str::<BlkConfig>(r#"{"backend": {"kind": "a"}, "colour": 1}"#).is_err());
+    assert!(
+        serde_json::from_str::<BlkConfig>(r#"{"backend": {"kind": "a"}, "colour": 1}"#).is_err()
+    );
     let disk = Disk::of(vec![0; 512]);
     disk.set_geometry(|g| g.size = 1000);
-    let error = Blk::new(&config(), disk.backend(), None).err().unwrap().to_string();
+    let error = Blk::new(&config(), disk.backend(), None)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("1000 bytes"), "{error}");
 }
 
@@ -433,8 +521,11 @@ fn part() -> impl Strategy<Value = Part> {
         (0..64usize).prop_map(|n| Part::Write(n)),
         prop::collection::vec(any::<u8>(), 0..64).prop_map(Part::Read),
         (0..4usize).prop_map(|n| Part::Write(n * 512 + 1)),
-        (any::<u64>(), any::<u32>(), any::<bool>())
-            .prop_map(|(addr, len, w)| Part::Raw(BUFFERS + addr % RAM, len, w)),
+        (any::<u64>(), any::<u32>(), any::<bool>()).prop_map(|(addr, len, w)| Part::Raw(
+            BUFFERS + addr % RAM,
+            len,
+            w
+        )),
     ]
 }
 

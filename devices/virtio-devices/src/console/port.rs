@@ -30,8 +30,13 @@ pub(crate) enum News {
 }
 
 impl News {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Add, Self::Console, Self::Name, Self::Resize, Self::Open];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Add,
+        Self::Console,
+        Self::Name,
+        Self::Resize,
+        Self::Open,
+    ];
     /// Every bit there is.
     pub(crate) const MASK: u8 = 31;
 }
@@ -97,7 +102,11 @@ pub(crate) fn input(
             Ok(len @ 1..) => {
                 let got = room.get(..len).unwrap_or_default();
                 // What goes to a buffer that is no memory is lost, as is the guest's own doing.
-                let sent = if chain.write(view, 0, got).is_ok() { got.len() } else { 0 };
+                let sent = if chain.write(view, 0, got).is_ok() {
+                    got.len()
+                } else {
+                    0
+                };
                 counters.input_bytes.add(sent as u64);
                 queue.fill(chain.head(), sent as u32);
             }
@@ -144,7 +153,9 @@ pub(crate) fn output(
         chains -= 1;
         while *written < chain.readable_len() {
             let mut bytes = [0; CHUNK];
-            let len = (chain.readable_len() - *written).min(CHUNK as u64).min(budget) as usize;
+            let len = (chain.readable_len() - *written)
+                .min(CHUNK as u64)
+                .min(budget) as usize;
             let part = bytes.get_mut(..len).unwrap_or_default();
             if part.is_empty() {
                 queue.undo_pop();

@@ -67,11 +67,17 @@ impl ConsoleTask {
             more |= self.hear(&mut states, &view)?;
         }
         self.emergency();
-        for (index, ((task, state), port)) in
-            self.ports.iter_mut().zip(states.iter_mut()).zip(&shared.ports).enumerate()
+        for (index, ((task, state), port)) in self
+            .ports
+            .iter_mut()
+            .zip(states.iter_mut())
+            .zip(&shared.ports)
+            .enumerate()
         {
             let kicked = |queue: &Option<VirtQueue>| {
-                queue.as_ref().is_some_and(|q| u64::from(q.index()) == token)
+                queue
+                    .as_ref()
+                    .is_some_and(|q| u64::from(q.index()) == token)
             };
             let news = port.news.swap(false, Ordering::AcqRel) || all;
             if news {
@@ -102,7 +108,11 @@ impl ConsoleTask {
             }
         }
         self.speak(&mut states, &view)?;
-        Ok(if more { Progress::Again(MORE) } else { Progress::Wait })
+        Ok(if more {
+            Progress::Again(MORE)
+        } else {
+            Progress::Wait
+        })
     }
 
     /// Compares what the guest knows of a backend with what is.
@@ -136,12 +146,10 @@ impl ConsoleTask {
     }
 
     /// Takes control messages of the guest; `true` if there may be more.
-    fn hear(
-        &mut self,
-        states: &mut [PortState],
-        view: &DmaView<'_>,
-    ) -> Result<bool, TaskError> {
-        let Some((_, queue)) = &mut self.control else { return Ok(false) };
+    fn hear(&mut self, states: &mut [PortState], view: &DmaView<'_>) -> Result<bool, TaskError> {
+        let Some((_, queue)) = &mut self.control else {
+            return Ok(false);
+        };
         let mut more = true;
         for _ in 0..BATCH {
             let Some(chain) = queue.pop(view)? else {
@@ -204,7 +212,9 @@ impl ConsoleTask {
 
     /// Tells the guest what it does not know, as far as it offers buffers.
     fn speak(&mut self, states: &mut [PortState], view: &DmaView<'_>) -> Result<(), TaskError> {
-        let Some((queue, _)) = &mut self.control else { return Ok(()) };
+        let Some((queue, _)) = &mut self.control else {
+            return Ok(());
+        };
         let mut told = 0;
         for (id, (state, port)) in states.iter_mut().zip(&self.shared.ports).enumerate() {
             for news in News::ALL {
@@ -256,8 +266,10 @@ fn message(id: u32, news: News, state: &PortState, port: &Port) -> Vec<u8> {
     match news {
         News::Name => bytes.extend(port.name.as_deref().unwrap_or_default().bytes()),
         News::Resize => {
-            let WindowSize { columns, rows } =
-                state.size.unwrap_or(WindowSize { columns: 0, rows: 0 });
+            let WindowSize { columns, rows } = state.size.unwrap_or(WindowSize {
+                columns: 0,
+                rows: 0,
+            });
             // Linux before 6.15 takes rows first, against the standard. A device with a single
             // plain console has no control queue and is right for every driver.
             bytes.extend(columns.to_le_bytes());
@@ -279,8 +291,10 @@ impl QueueTask for ConsoleTask {
     fn ready(&mut self, token: u64, _: &Poller) -> Result<Progress, TaskError> {
         if token == BACKENDS {
             self.shared.event.clear();
-        } else if let Some(queue) =
-            self.queues().into_iter().find(|q| u64::from(q.index()) == token)
+        } else if let Some(queue) = self
+            .queues()
+            .into_iter()
+            .find(|q| u64::from(q.index()) == token)
         {
             queue.kick_event().clear();
         }
@@ -298,14 +312,23 @@ impl QueueTask for ConsoleTask {
     }
 
     fn queues(&self) -> Vec<&VirtQueue> {
-        let ports = self.ports.iter().flat_map(|p| p.input.iter().chain(&p.output));
-        ports.chain(self.control.iter().flat_map(|(to, from)| [to, from])).collect()
+        let ports = self
+            .ports
+            .iter()
+            .flat_map(|p| p.input.iter().chain(&p.output));
+        ports
+            .chain(self.control.iter().flat_map(|(to, from)| [to, from]))
+            .collect()
     }
 }
 
 /// Queues of port `id` (§5.3.2): to the guest, and from it.
 pub(crate) fn port_queues(id: u16) -> (u16, u16) {
-    if id == 0 { (0, 1) } else { (id * 2 + 2, id * 2 + 3) }
+    if id == 0 {
+        (0, 1)
+    } else {
+        (id * 2 + 2, id * 2 + 3)
+    }
 }
 
 /// The control queues: to the guest, and from it.

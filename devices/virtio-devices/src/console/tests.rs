@@ -32,12 +32,23 @@ fn bench_of(ports: &str, features: u64) -> Bench {
     let mut console = device(&config, &far);
     let mut rig = Rig::new();
     let (mut tasks, queues) = rig.activate(&mut console, features);
-    Bench { rig, far, console, task: tasks.remove(0), queues }
+    Bench {
+        rig,
+        far,
+        console,
+        task: tasks.remove(0),
+        queues,
+    }
 }
 
 /// Control messages of the guest.
 fn control(id: u32, event: u16, value: u16) -> Vec<u8> {
-    [&id.to_le_bytes()[..], &event.to_le_bytes(), &value.to_le_bytes()].concat()
+    [
+        &id.to_le_bytes()[..],
+        &event.to_le_bytes(),
+        &value.to_le_bytes(),
+    ]
+    .concat()
 }
 
 impl Bench {
@@ -50,7 +61,9 @@ impl Bench {
     fn heard(&mut self) -> Vec<Vec<u8>> {
         self.task.run().unwrap();
         let used = self.queues[2].used();
-        used.into_iter().map(|u| u.bytes[..u.len as usize].to_vec()).collect()
+        used.into_iter()
+            .map(|u| u.bytes[..u.len as usize].to_vec())
+            .collect()
     }
     fn count(&self, name: &str) -> u64 {
         Json::of(&self.console)[name].as_u64().unwrap()
@@ -58,7 +71,10 @@ impl Bench {
 }
 
 fn two_ports() -> Bench {
-    bench_of(&format!("{PLAIN}, {CHANNEL}"), 1 << F_MULTIPORT | 1 << F_SIZE)
+    bench_of(
+        &format!("{PLAIN}, {CHANNEL}"),
+        1 << F_MULTIPORT | 1 << F_SIZE,
+    )
 }
 
 #[test]
@@ -68,7 +84,10 @@ fn a_single_console_needs_no_control_queue() {
     assert_eq!(b.queues.len(), 2);
     b.queues[1].send(&[Part::Read(b"hel".to_vec()), Part::Read(b"lo".to_vec())]);
     b.task.run().unwrap();
-    assert_eq!((b.far[0].take_output(), b.queues[1].used_one().len), (b"hello".to_vec(), 0));
+    assert_eq!(
+        (b.far[0].take_output(), b.queues[1].used_one().len),
+        (b"hello".to_vec(), 0)
+    );
     b.queues[0].send(&[Part::Write(4)]);
     b.queues[0].send(&[Part::Write(4)]);
     b.far[0].type_in(b"world");
@@ -99,16 +118,29 @@ fn output_waits_for_a_slow_backend_without_loss_or_spinning_even_over_a_snapshot
     b.queues[1].send(&[Part::Read(b"0123456789".to_vec())]);
     b.queues[1].send(&[Part::Read(b"ab".to_vec())]);
     b.task.run().unwrap();
-    assert_eq!((b.far[0].take_output(), b.queues[1].used().len()), (b"012".to_vec(), 0));
-    assert_eq!(b.task.wakeup(std::time::Duration::from_millis(20)).unwrap(), 0);
+    assert_eq!(
+        (b.far[0].take_output(), b.queues[1].used().len()),
+        (b"012".to_vec(), 0)
+    );
+    assert_eq!(
+        b.task.wakeup(std::time::Duration::from_millis(20)).unwrap(),
+        0
+    );
     assert!(b.task.task.drain().unwrap());
-    assert_eq!(b.task.task.queues()[1].progress().next_available, 0, "nothing is in flight");
+    assert_eq!(
+        b.task.task.queues()[1].progress().next_available,
+        0,
+        "nothing is in flight"
+    );
     let saved = b.console.save_blob().unwrap();
     b.console.reset();
     b.console.restore_blob(&saved).unwrap();
     b.far[0].set_room(None);
     b.task.resume();
-    assert_eq!((b.far[0].take_output(), b.queues[1].used().len()), (b"3456789ab".to_vec(), 2));
+    assert_eq!(
+        (b.far[0].take_output(), b.queues[1].used().len()),
+        (b"3456789ab".to_vec(), 2)
+    );
     assert_eq!(b.count("output_stalls"), 1);
 }
 
@@ -133,7 +165,11 @@ fn ports_are_announced_named_opened_and_resized() {
     for _ in 0..16 {
         b.queues[2].send(&[Part::Write(64)]);
     }
-    assert_eq!(b.heard(), Vec::<Vec<u8>>::new(), "nothing before the driver is ready");
+    assert_eq!(
+        b.heard(),
+        Vec::<Vec<u8>>::new(),
+        "nothing before the driver is ready"
+    );
     b.far[0].resize(80, 25);
     b.far[0].ring();
     b.say(0, 0, 1);
@@ -142,11 +178,20 @@ fn ports_are_announced_named_opened_and_resized() {
     b.say(1, 3, 1);
     let resize = [control(0, 5, 0), vec![80, 0, 25, 0]].concat();
     let name = [control(1, 7, 1), b"org.agent".to_vec()].concat();
-    let wanted = [control(0, 4, 1), resize, control(0, 6, 1), name, control(1, 6, 1)];
+    let wanted = [
+        control(0, 4, 1),
+        resize,
+        control(0, 6, 1),
+        name,
+        control(1, 6, 1),
+    ];
     assert_eq!(b.heard(), wanted);
     b.far[0].resize(100, 30);
     b.far[0].ring();
-    assert_eq!(b.heard(), [[control(0, 5, 0), vec![100, 0, 30, 0]].concat()]);
+    assert_eq!(
+        b.heard(),
+        [[control(0, 5, 0), vec![100, 0, 30, 0]].concat()]
+    );
     // Bytes of the second port go by its own queues, once it is open.
     b.queues[4].send(&[Part::Write(16)]);
     b.far[1].type_in(b"ping");
@@ -157,7 +202,10 @@ fn ports_are_announced_named_opened_and_resized() {
     assert_eq!(b.queues[4].used_one().bytes[..4], *b"ping");
     b.queues[5].send(&[Part::Read(b"pong".to_vec())]);
     b.task.run().unwrap();
-    assert_eq!((b.far[1].take_output(), b.far[0].take_output()), (b"pong".to_vec(), vec![]));
+    assert_eq!(
+        (b.far[1].take_output(), b.far[0].take_output()),
+        (b"pong".to_vec(), vec![])
+    );
 }
 
 #[test]
@@ -241,8 +289,14 @@ fn state_survives_a_round_trip_and_bad_state_is_refused() {
 fn bad_configurations_are_refused_by_name() {
     let shape = |ports: &str| ConsoleKind::shape(&config(ports)).unwrap_err().to_string();
     assert_eq!(shape(""), "ports: 0 ports are not from 1 to 31");
-    assert_eq!(shape(&[PLAIN; 32].join(",")), "ports: 32 ports are not from 1 to 31");
-    assert_eq!(shape(&[CHANNEL; 2].join(",")), "ports.1.name: \"org.agent\" names two ports");
+    assert_eq!(
+        shape(&[PLAIN; 32].join(",")),
+        "ports: 32 ports are not from 1 to 31"
+    );
+    assert_eq!(
+        shape(&[CHANNEL; 2].join(",")),
+        "ports.1.name: \"org.agent\" names two ports"
+    );
     assert!(shape(r#"{"backend": {"kind": "a"}, "name": ""}"#).starts_with("ports.0.name: "));
     assert_eq!(ConsoleKind::shape(&config(CHANNEL)).unwrap().queues, 4);
 }

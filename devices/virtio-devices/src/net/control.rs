@@ -23,7 +23,12 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new(queue: VirtQueue, dma: DmaSpace, shared: Arc<Shared>, features: u64) -> Self {
-        Self { queue, dma, shared, features }
+        Self {
+            queue,
+            dma,
+            shared,
+            features,
+        }
     }
 
     /// Obeys a bounded number of commands; `true` if there may be more.

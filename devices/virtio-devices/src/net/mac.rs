@@ -40,7 +40,9 @@ pub enum MacError {
     #[error("a MAC address of zeroes is no address; leave it out to have one chosen")]
     Zero,
     /// A group address.
-    #[error("{0} is a multicast address; the lowest bit of the first byte must be 0, as in 52:54:00:12:34:56")]
+    #[error(
+        "{0} is a multicast address; the lowest bit of the first byte must be 0, as in 52:54:00:12:34:56"
+    )]
     Multicast(String),
 }
 
@@ -116,7 +118,14 @@ mod tests {
         let error = |text: &str| text.parse::<Mac>().unwrap_err().to_string();
         assert!(error("01:00:5e:00:00:01").contains("multicast"));
         assert!(error("00:00:00:00:00:00").contains("zeroes"));
-        for text in ["", "52:54:00:12:34", "52:54:00:12:34:56:78", "52-54-00-12-34-56", "5254:0:12:34:56:+1", "52:54:00:12:34:+5"] {
+        for text in [
+            "",
+            "52:54:00:12:34",
+            "52:54:00:12:34:56:78",
+            "52-54-00-12-34-56",
+            "5254:0:12:34:56:+1",
+            "52:54:00:12:34:+5",
+        ] {
             assert!(error(text).contains("six hexadecimal bytes"), "{text}");
         }
     }

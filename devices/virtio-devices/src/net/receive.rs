@@ -160,8 +160,14 @@ impl Receiver {
     /// Takes chains until the longest frame fits, or one chain when frames cannot span several.
     fn refill(&mut self, view: &DmaView<'_>) -> Result<(), TaskError> {
         let mut refused = 0;
-        while if self.merge { self.room < LONGEST as u64 } else { self.taken.is_empty() } {
-            let Some(chain) = self.queue.pop(view)? else { break };
+        while if self.merge {
+            self.room < LONGEST as u64
+        } else {
+            self.taken.is_empty()
+        } {
+            let Some(chain) = self.queue.pop(view)? else {
+                break;
+            };
             if self.append(&chain, view) {
                 self.room += chain.writable_len();
                 self.taken.push_back(chain);
@@ -196,7 +202,10 @@ impl Receiver {
         // The list may hold part of it, or be of an older layout of memory than the chain: rebuild
         // on today's. What was pinned before can be pinned again.
         let mut buffers = view.buffers();
-        let old = self.taken.iter().all(|c| c.append_writable(view, &mut buffers).is_ok());
+        let old = self
+            .taken
+            .iter()
+            .all(|c| c.append_writable(view, &mut buffers).is_ok());
         let fresh = old && chain.append_writable(view, &mut buffers).is_ok();
         if !fresh {
             buffers = view.buffers();
@@ -221,7 +230,9 @@ impl Receiver {
         }
         self.spill.resize(LONGEST, 0);
         let header = if self.bare { HEADER } else { 0 };
-        let Some((head, body)) = self.spill.split_at_mut_checked(header) else { return Ok(()) };
+        let Some((head, body)) = self.spill.split_at_mut_checked(header) else {
+            return Ok(());
+        };
         head.fill(0);
         let len = wire.receive_bytes(body)?;
         if len == 0 {

@@ -1,9 +1,9 @@
 //! One queue pair of a network device and the wire behind it.
 
+use super::Shared;
 use super::control::Control;
 use super::receive::{self, Receiver};
 use super::transmit::{self, Transmitter};
-use super::Shared;
 use crate::loan::Loan;
 use nyx_device::NetQueue;
 use nyx_reactor::{Interest, Poller};
@@ -99,12 +99,15 @@ impl PairTask {
             && let Some(receiver) = &mut self.receiver
         {
             let outcome = receiver.round(&mut **self.wire, token == RECEIVE_KICK)?;
-            self.receiving =
-                matches!(outcome, receive::Outcome::Empty | receive::Outcome::More);
+            self.receiving = matches!(outcome, receive::Outcome::Empty | receive::Outcome::More);
             more |= outcome == receive::Outcome::More;
         }
         self.arm(poller)?;
-        Ok(if more { Progress::Again(MORE) } else { Progress::Wait })
+        Ok(if more {
+            Progress::Again(MORE)
+        } else {
+            Progress::Wait
+        })
     }
 
     /// Asks for exactly what can be used: a wire that nobody reads would wake the thread for ever.
@@ -152,7 +155,10 @@ impl QueueTask for PairTask {
     fn ready(&mut self, token: u64, poller: &Poller) -> Result<Progress, TaskError> {
         match token {
             RECEIVE_KICK => self.receiver.as_ref().map(|r| r.queue.kick_event().clear()),
-            TRANSMIT_KICK => self.transmitter.as_ref().map(|t| t.queue.kick_event().clear()),
+            TRANSMIT_KICK => self
+                .transmitter
+                .as_ref()
+                .map(|t| t.queue.kick_event().clear()),
             CONTROL_KICK => self.control.as_ref().map(|c| c.queue.kick_event().clear()),
             PAIRS => self.shared.pair_event(self.pair).map(|event| event.clear()),
             _ => None,

@@ -36,7 +36,15 @@ fn bench_on(wire: Wire, features: u64) -> Bench {
     assert_eq!((tasks.len(), drivers.len()), (1, 3));
     let control = drivers.remove(2);
     let tx = drivers.remove(1);
-    Bench { rig, wire, net, task: tasks.remove(0), rx: drivers.remove(0), tx, control }
+    Bench {
+        rig,
+        wire,
+        net,
+        task: tasks.remove(0),
+        rx: drivers.remove(0),
+        tx,
+        control,
+    }
 }
 
 fn bench(features: u64) -> Bench {
@@ -51,7 +59,10 @@ fn bare() -> Wire {
 }
 
 fn frame(header: [u8; 12], len: usize) -> Vec<u8> {
-    header.into_iter().chain((0..len).map(|n| n as u8)).collect()
+    header
+        .into_iter()
+        .chain((0..len).map(|n| n as u8))
+        .collect()
 }
 
 impl Bench {
@@ -59,12 +70,15 @@ impl Bench {
         Json::of(&self.net)[name].as_u64().unwrap()
     }
     fn command(&mut self, bytes: &[u8]) -> u8 {
-        self.control.send(&[Part::Read(bytes.to_vec()), Part::Write(1)]);
+        self.control
+            .send(&[Part::Read(bytes.to_vec()), Part::Write(1)]);
         self.task.run().unwrap();
         self.control.used_one().bytes[0]
     }
     fn joined(used: &[Used]) -> Vec<u8> {
-        used.iter().flat_map(|u| u.bytes[..u.len as usize].to_vec()).collect()
+        used.iter()
+            .flat_map(|u| u.bytes[..u.len as usize].to_vec())
+            .collect()
     }
 }
 
@@ -156,7 +170,11 @@ fn with_no_buffers_the_wire_is_left_alone_until_a_kick() {
     let mut b = bench(MERGE);
     assert!(b.wire.send(&frame([0; 12], 60)));
     b.task.run().unwrap();
-    assert_eq!(b.task.wakeup(std::time::Duration::from_millis(20)).unwrap(), 0, "it would spin");
+    assert_eq!(
+        b.task.wakeup(std::time::Duration::from_millis(20)).unwrap(),
+        0,
+        "it would spin"
+    );
     b.rx.send(&[Part::Write(2000)]);
     b.task.run().unwrap();
     assert_eq!(b.rx.used_one().len, 72);
@@ -195,17 +213,31 @@ fn a_parked_task_gives_unused_buffers_back() {
     b.task.resume();
     assert!(b.wire.send(&frame([0; 12], 61)));
     b.task.run().unwrap();
-    assert_eq!(b.rx.used().iter().map(|u| u.len).collect::<Vec<_>>(), [72, 73]);
+    assert_eq!(
+        b.rx.used().iter().map(|u| u.len).collect::<Vec<_>>(),
+        [72, 73]
+    );
 }
 
 #[test]
 fn frames_leave_as_the_guest_wrote_them() {
     let mut b = bench(MERGE);
     let sent = frame([1, 1, 54, 0, 0, 5, 0, 0, 0, 0, 0, 0], 3000);
-    b.tx.send(&[Part::Read(sent[..5].to_vec()), Part::Read(sent[5..100].to_vec()), Part::Read(sent[100..].to_vec())]);
+    b.tx.send(&[
+        Part::Read(sent[..5].to_vec()),
+        Part::Read(sent[5..100].to_vec()),
+        Part::Read(sent[100..].to_vec()),
+    ]);
     b.task.run().unwrap();
     assert_eq!(b.wire.receive().unwrap(), sent);
-    assert_eq!((b.tx.used_one().len, b.count("tx_frames"), b.count("tx_bytes")), (0, 1, 3000));
+    assert_eq!(
+        (
+            b.tx.used_one().len,
+            b.count("tx_frames"),
+            b.count("tx_bytes")
+        ),
+        (0, 1, 3000)
+    );
 }
 
 #[test]
@@ -215,7 +247,10 @@ fn malformed_frames_are_dropped_and_counted() {
     b.tx.send(&[Part::Read(vec![0; 12])]);
     b.tx.send(&[Part::Write(100)]);
     b.tx.send(&[Part::Read(vec![0; LONGEST + 1])]);
-    b.tx.send(&[Part::Raw(BUFFERS, u32::MAX, false), Part::Raw(BUFFERS, u32::MAX, false)]);
+    b.tx.send(&[
+        Part::Raw(BUFFERS, u32::MAX, false),
+        Part::Raw(BUFFERS, u32::MAX, false),
+    ]);
     b.tx.send(&[Part::Read(vec![0; 12]), Part::Raw(1 << 50, 100, false)]);
     b.task.run().unwrap();
     assert_eq!(b.tx.used().len(), 6);
@@ -236,7 +271,10 @@ fn a_full_wire_makes_the_guest_wait_and_not_the_worker_spin() {
     b.task.run().unwrap();
     let sent = b.tx.used().len();
     assert!((1..200).contains(&sent), "{sent} fitted");
-    assert_eq!(b.task.wakeup(std::time::Duration::from_millis(20)).unwrap(), 0);
+    assert_eq!(
+        b.task.wakeup(std::time::Duration::from_millis(20)).unwrap(),
+        0
+    );
     let mut got = 0;
     while got < 200 {
         while b.wire.receive().is_some() {
@@ -272,15 +310,31 @@ fn a_wire_without_headers_gets_and_gives_plain_frames() {
 #[test]
 fn offloads_follow_the_negotiation() {
     let wire = Wire::default();
-    let all =
-        NetOffloads { vnet_header: true, checksum: true, tso4: true, tso6: true, uso: true };
+    let all = NetOffloads {
+        vnet_header: true,
+        checksum: true,
+        tso4: true,
+        tso6: true,
+        uso: true,
+    };
     wire.set_offloads(all);
     let b = bench_on(wire, MERGE);
     let offered = b.net.features();
-    for bit in [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_USO] {
+    for bit in [
+        VIRTIO_NET_F_CSUM,
+        VIRTIO_NET_F_HOST_TSO4,
+        VIRTIO_NET_F_GUEST_TSO6,
+        VIRTIO_NET_F_HOST_USO,
+    ] {
         assert_ne!(offered & 1 << bit, 0, "{bit}");
     }
-    assert_eq!(b.wire.accepted(), NetOffloads { vnet_header: true, ..NetOffloads::default() });
+    assert_eq!(
+        b.wire.accepted(),
+        NetOffloads {
+            vnet_header: true,
+            ..NetOffloads::default()
+        }
+    );
     let wire = Wire::default();
     wire.set_offloads(all);
     let b = bench_on(wire, offered);
@@ -308,7 +362,10 @@ fn commands_are_obeyed_or_refused() {
     b.net.read_config(0, &mut mac);
     assert_eq!(mac, [2, 4, 6, 8, 10, 12]);
     let tree = Json::of(&b.net);
-    assert_eq!((&tree["promiscuous"], &tree["all_multicast"]), (&true.into(), &true.into()));
+    assert_eq!(
+        (&tree["promiscuous"], &tree["all_multicast"]),
+        (&true.into(), &true.into())
+    );
     // All of it survives a snapshot, and none of it a reset.
     let saved = b.net.save_blob().unwrap();
     b.net.reset();
@@ -330,7 +387,10 @@ struct Many {
 struct ManyQueue(UnixDatagram, usize, Arc<Mutex<Vec<bool>>>);
 impl NetBackend for Many {
     fn offloads(&self) -> NetOffloads {
-        NetOffloads { vnet_header: true, ..NetOffloads::default() }
+        NetOffloads {
+            vnet_header: true,
+            ..NetOffloads::default()
+        }
     }
     fn queue_pairs(&self) -> u16 {
         2
@@ -338,11 +398,17 @@ impl NetBackend for Many {
     fn take_queues(&mut self) -> io::Result<Vec<Box<dyn NetQueue>>> {
         let queues = self.near.drain(..).enumerate();
         Ok(queues
-            .map(|(n, near)| Box::new(ManyQueue(near, n, self.enabled.clone())) as Box<dyn NetQueue>)
+            .map(|(n, near)| {
+                Box::new(ManyQueue(near, n, self.enabled.clone())) as Box<dyn NetQueue>
+            })
             .collect())
     }
     fn link(&self) -> NetLink {
-        if self.up.load(Ordering::Relaxed) { NetLink::Up } else { NetLink::Down }
+        if self.up.load(Ordering::Relaxed) {
+            NetLink::Up
+        } else {
+            NetLink::Down
+        }
     }
     fn describe(&self) -> String {
         "two wires".into()
@@ -378,9 +444,20 @@ fn pairs_are_put_to_use_when_the_driver_says_so_and_the_link_is_told() {
     for socket in &near {
         socket.set_nonblocking(true).unwrap();
     }
-    let (enabled, up) = (Arc::new(Mutex::new(vec![true; 2])), Arc::new(AtomicBool::new(true)));
-    let backend = Many { near, enabled: enabled.clone(), up: up.clone() };
-    let config = NetConfig { queue_pairs: 2, mtu: Some(9000), ..config() };
+    let (enabled, up) = (
+        Arc::new(Mutex::new(vec![true; 2])),
+        Arc::new(AtomicBool::new(true)),
+    );
+    let backend = Many {
+        near,
+        enabled: enabled.clone(),
+        up: up.clone(),
+    };
+    let config = NetConfig {
+        queue_pairs: 2,
+        mtu: Some(9000),
+        ..config()
+    };
     let mut net = Net::new(&config, Box::new(backend)).unwrap();
     let mut rig = Rig::new();
     let features = MERGE | CONTROL | 1 << VIRTIO_NET_F_MQ;
@@ -412,8 +489,19 @@ fn pairs_are_put_to_use_when_the_driver_says_so_and_the_link_is_told() {
     drop(tasks);
     net.reset();
     let (tasks, _) = rig.activate(&mut net, MERGE | CONTROL);
-    assert_eq!((tasks.len(), enabled.lock().clone()), (1, vec![true, false]));
-    assert_eq!(tasks[0].task.queues().iter().map(|q| q.index()).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!(
+        (tasks.len(), enabled.lock().clone()),
+        (1, vec![true, false])
+    );
+    assert_eq!(
+        tasks[0]
+            .task
+            .queues()
+            .iter()
+            .map(|q| q.index())
+            .collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
 }
 
 #[test]
@@ -422,12 +510,29 @@ fn bad_configurations_are_refused_by_name() {
         let text = format!(r#"{{"backend": {{"kind": "tap"}}, {rest}}}"#);
         serde_json::from_str::<NetConfig>(&text).map_err(|e| e.to_string())
     };
-    assert!(parse(r#""mac": "01:00:00:00:00:00""#).unwrap_err().contains("multicast"));
-    let shape = |rest: &str| NetKind::shape(&parse(rest).unwrap()).unwrap_err().to_string();
+    assert!(
+        parse(r#""mac": "01:00:00:00:00:00""#)
+            .unwrap_err()
+            .contains("multicast")
+    );
+    let shape = |rest: &str| {
+        NetKind::shape(&parse(rest).unwrap())
+            .unwrap_err()
+            .to_string()
+    };
     assert_eq!(shape(r#""mtu": 67"#), "mtu: 67 is not from 68 to 65535");
-    assert_eq!(shape(r#""queue_pairs": 9"#), "queue_pairs: 9 is not from 1 to 8");
-    let two = NetConfig { queue_pairs: 2, ..config() };
-    let error = Net::new(&two, Wire::default().backend()).err().unwrap().to_string();
+    assert_eq!(
+        shape(r#""queue_pairs": 9"#),
+        "queue_pairs: 9 is not from 1 to 8"
+    );
+    let two = NetConfig {
+        queue_pairs: 2,
+        ..config()
+    };
+    let error = Net::new(&two, Wire::default().backend())
+        .err()
+        .unwrap()
+        .to_string();
     assert_eq!(error, "queue_pairs: 2 wanted, but a scripted wire has 1");
 }
 

@@ -37,7 +37,12 @@ impl Transmitter {
         counters: Arc<NetCounters>,
         bare: bool,
     ) -> Self {
-        Self { queue, dma, counters, bare }
+        Self {
+            queue,
+            dma,
+            counters,
+            bare,
+        }
     }
 
     /// Moves a bounded number of frames from the guest to `wire`.
@@ -78,12 +83,7 @@ impl Transmitter {
         Ok(Outcome::More)
     }
 
-    fn send(
-        &self,
-        chain: &Chain,
-        wire: &mut dyn NetQueue,
-        view: &DmaView<'_>,
-    ) -> io::Result<()> {
+    fn send(&self, chain: &Chain, wire: &mut dyn NetQueue, view: &DmaView<'_>) -> io::Result<()> {
         let refused = || io::Error::from(io::ErrorKind::InvalidInput);
         let len = chain.readable_len();
         // A frame has a destination at least, and none is longer than the longest.
@@ -98,7 +98,9 @@ impl Transmitter {
                 return Err(refused());
             }
         }
-        let buffers = chain.pin_readable(view, skip, len - skip).map_err(|_| refused())?;
+        let buffers = chain
+            .pin_readable(view, skip, len - skip)
+            .map_err(|_| refused())?;
         wire.send(&buffers)?;
         self.counters.tx_frames.inc();
         self.counters.tx_bytes.add(len - HEADER as u64);

@@ -21,8 +21,15 @@ fn buffers_are_filled_across_descriptors_with_different_bytes() {
     let used = driver.used();
     assert_eq!(used.iter().map(|u| u.len).collect::<Vec<_>>(), [64, 64]);
     assert_ne!(used[0].bytes, used[1].bytes);
-    assert!(used[0].bytes.iter().filter(|&&b| b == 0xa5).count() < 32, "the buffer is untouched");
-    assert_eq!(rig.interrupts("queue_interrupts"), 1, "one interrupt for the batch");
+    assert!(
+        used[0].bytes.iter().filter(|&&b| b == 0xa5).count() < 32,
+        "the buffer is untouched"
+    );
+    assert_eq!(
+        rig.interrupts("queue_interrupts"),
+        1,
+        "one interrupt for the batch"
+    );
     assert_eq!(Json::of(&rng)["bytes"], 128);
 }
 
@@ -42,7 +49,10 @@ fn memory_outside_ram_and_readable_buffers_get_nothing() {
     driver.send(&[Part::Raw(1 << 40, 16, true)]);
     driver.send(&[Part::Read(vec![1, 2, 3])]);
     task.run().unwrap();
-    assert_eq!(driver.used().iter().map(|u| u.len).collect::<Vec<_>>(), [0, 0]);
+    assert_eq!(
+        driver.used().iter().map(|u| u.len).collect::<Vec<_>>(),
+        [0, 0]
+    );
     assert_eq!(Json::of(&rng)["refused"], 2);
 }
 

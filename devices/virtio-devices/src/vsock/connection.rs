@@ -132,6 +132,11 @@ impl Connection {
         self.socket.as_ref()
     }
 
+    /// Whether the host program has closed its end.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        self.socket.as_ref().is_none_or(hung_up)
+    }
+
     /// Reads `CONNECT <port>\n`; the port once the line is complete.
     pub(crate) fn greet(&mut self) -> Result<Option<u32>, Hopeless> {
         let socket = self.socket.as_ref().ok_or(Hopeless)?;
@@ -151,7 +156,11 @@ impl Connection {
         let sink = sink.get_mut(..take).unwrap_or_default();
         rustix::net::recv(socket, sink, RecvFlags::empty()).map_err(|_| Hopeless)?;
         if end.is_none() {
-            return if self.greeting.len() < GREETING { Ok(None) } else { Err(Hopeless) };
+            return if self.greeting.len() < GREETING {
+                Ok(None)
+            } else {
+                Err(Hopeless)
+            };
         }
         let line = std::str::from_utf8(&self.greeting).map_err(|_| Hopeless)?;
         let mut words = line.split_ascii_whitespace();
@@ -335,44 +344,48 @@ impl Connection {
 
     /// Writes what waits for the host program.
     pub(crate) fn flush(&mut self) {
-        while !self.waiting.is_empty() {
-            let (first, _) = self.waiting.as_slices();
-            let first = first.to_vec();
-            let sent = self.write(&first);
+        let mut waiting = std::mem::take(&mut self.waiting);
+        while !waiting.is_empty() {
+            let (first, _) = waiting.as_slices();
+            let sent = self.write(first);
+            if self.over & NO_RECEIVE != 0 {
+                // What is left of it goes the way of what was just lost.
+                self.forward(waiting.len().saturating_sub(sent));
+                waiting.clear();
+            }
             if sent == 0 {
                 break;
             }
-            self.waiting.drain(..sent.min(self.waiting.len()));
+            waiting.drain(..sent.min(waiting.len()));
         }
+        self.waiting = waiting;
         self.settle();
     }
 
-    /// Writes to the socket and returns how much is dealt with.
+    /// Writes to the socket and returns how much is dealt with: sent, or lost with its reader.
     fn write(&mut self, bytes: &[u8]) -> usize {
         let Some(socket) = &self.socket else { return 0 };
-        match send(socket, bytes) {
-            Ok(sent) => {
-                self.forward(sent);
-                sent
-            }
+        let done = match send(socket, bytes) {
+            Ok(sent) => sent,
             Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(_) => {
                 // The host program receives no more. What it sent before may still be unread.
                 self.over |= NO_RECEIVE;
                 self.owed.shutdown = true;
                 self.readable = true;
-                let lost = bytes.len().max(self.waiting.len());
-                self.forward(lost);
-                self.waiting.clear();
                 bytes.len()
             }
-        }
+        };
+        self.forward(done);
+        done
     }
 
     fn forward(&mut self, count: usize) {
         self.forwarded = self.forwarded.wrapping_add(count as u32);
         // Told before the guest runs dry.
-        let free = self.allowance.saturating_sub(self.received.wrapping_sub(self.told));
+        let free = self
+            .allowance
+            .saturating_sub(self.received.wrapping_sub(self.told));
         if free < self.allowance / 2 {
             self.owed.credit_update = true;
         }
@@ -434,7 +447,10 @@ fn send(socket: &OwnedFd, bytes: &[u8]) -> rustix::io::Result<usize> {
 
 fn hung_up(socket: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     let polled = rustix::event::poll(&mut fds, Some(&now));
     let [fd] = fds;
     polled.is_err() || fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)

@@ -53,8 +53,14 @@ impl Listener {
         // The mode of the socket becomes that of the path, so it is never open to others.
         rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(refused)?;
         rustix::net::bind(&fd, &address).map_err(refused)?;
-        let identity = std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()));
-        let listener = Self { fd, path: path.into(), identity };
+        let identity = std::fs::symlink_metadata(path)
+            .ok()
+            .map(|m| (m.dev(), m.ino()));
+        let listener = Self {
+            fd,
+            path: path.into(),
+            identity,
+        };
         rustix::net::listen(&listener.fd, BACKLOG).map_err(refused)?;
         Ok(listener)
     }
@@ -88,7 +94,9 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let now = std::fs::symlink_metadata(&self.path).ok().map(|m| (m.dev(), m.ino()));
+        let now = std::fs::symlink_metadata(&self.path)
+            .ok()
+            .map(|m| (m.dev(), m.ino()));
         if now.is_some() && now == self.identity {
             // It may be gone in this moment; then there is nothing to remove.
             let _ = std::fs::remove_file(&self.path);
@@ -101,7 +109,10 @@ fn socket() -> rustix::io::Result<OwnedFd> {
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let failed = |source| ListenError::Refused { path: path.into(), source };
+    let failed = |source| ListenError::Refused {
+        path: path.into(),
+        source,
+    };
     match std::fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(failed(e)),
@@ -137,7 +148,10 @@ mod tests {
         drop(first);
         assert!(!path.exists());
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenError::NotSocket(_))));
+        assert!(matches!(
+            Listener::bind(&path),
+            Err(ListenError::NotSocket(_))
+        ));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 

@@ -60,7 +60,18 @@ impl Header {
         let kind_and_op = u32_();
         let (flags, buf_alloc, fwd_cnt) = (u32_(), u32_(), u32_());
         let (kind, op) = (kind_and_op as u16, (kind_and_op >> 16) as u16);
-        Self { src_cid, dst_cid, src_port, dst_port, len, kind, op, flags, buf_alloc, fwd_cnt }
+        Self {
+            src_cid,
+            dst_cid,
+            src_port,
+            dst_port,
+            len,
+            kind,
+            op,
+            flags,
+            buf_alloc,
+            fwd_cnt,
+        }
     }
 
     pub(crate) fn to_bytes(self) -> [u8; HEADER] {
@@ -116,7 +127,10 @@ mod tests {
             fwd_cnt: 0x2c2b_2a29,
         };
         let bytes = header.to_bytes();
-        assert!(bytes.iter().zip(1u8..).all(|(&byte, n)| byte == n), "{bytes:x?}");
+        assert!(
+            bytes.iter().zip(1u8..).all(|(&byte, n)| byte == n),
+            "{bytes:x?}"
+        );
         assert_eq!(Header::from_bytes(&bytes), header);
     }
 }

@@ -61,6 +61,8 @@ pub(crate) struct VsockTask {
     touched: Vec<usize>,
     next_port: u32,
     listening: bool,
+    /// The host refused to accept: wait until something is closed, or happens.
+    exhausted: bool,
     /// A header and its payload on their way to the guest.
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
@@ -90,6 +92,7 @@ impl VsockTask {
             touched: Vec::new(),
             next_port: FIRST_PORT,
             listening: false,
+            exhausted: false,
             outgoing: vec![0; HEADER + MAX_PAYLOAD],
             incoming: vec![0; MAX_PAYLOAD],
             draining: false,
@@ -102,10 +105,16 @@ impl VsockTask {
         }
         let dma = self.dma.clone();
         let view = dma.view();
+        if token == TRANSMIT_KICK {
+            self.exhausted = false;
+        }
         if matches!(token, LISTENER | MORE) {
             self.welcome();
         }
-        if let Some(index) = token.checked_sub(CONNECTIONS).and_then(|i| usize::try_from(i).ok()) {
+        if let Some(index) = token
+            .checked_sub(CONNECTIONS)
+            .and_then(|i| usize::try_from(i).ok())
+        {
             self.stir(index);
         }
         if matches!(token, EVENT_KICK | MORE) {
@@ -118,7 +127,11 @@ impl VsockTask {
             more |= self.speak(&view)?;
         }
         self.arm(poller)?;
-        Ok(if more { Progress::Again(MORE) } else { Progress::Wait })
+        Ok(if more {
+            Progress::Again(MORE)
+        } else {
+            Progress::Wait
+        })
     }
 
     // Connections -----------------------------------------------------------------------------
@@ -139,13 +152,15 @@ impl VsockTask {
         index
     }
 
-    fn remove(&mut self, index: usize, poller: Option<&Poller>) {
-        let Some(slot) = self.connections.get_mut(index) else { return };
-        let Some(connection) = slot.take() else { return };
-        if let (Some(poller), Some(socket)) = (poller, connection.socket()) {
-            // Closing it would take it out of the set too.
-            let _ = poller.remove(socket);
-        }
+    /// Forgets a connection; closing its socket takes that out of the poller.
+    fn remove(&mut self, index: usize) {
+        self.exhausted = false;
+        let Some(slot) = self.connections.get_mut(index) else {
+            return;
+        };
+        let Some(connection) = slot.take() else {
+            return;
+        };
         let ports = (connection.host_port, connection.guest_port);
         if self.ports.get(&ports) == Some(&index) {
             self.ports.remove(&ports);
@@ -154,7 +169,8 @@ impl VsockTask {
         self.shared.counters.connections.set(self.count() as u64);
     }
 
-    /// Makes room for one more connection, at the expense of one that is as good as gone.
+    /// Makes room for one more connection of the guest's, at the expense of one that is as good as
+    /// gone or has not begun.
     fn make_room(&mut self) -> bool {
         if self.count() < MAX_CONNECTIONS {
             return true;
@@ -163,7 +179,7 @@ impl VsockTask {
             |c: &Option<Connection>| c.as_ref().is_some_and(Connection::is_dispensable);
         match self.connections.iter().position(dispensable) {
             Some(index) => {
-                self.remove(index, None);
+                self.remove(index);
                 true
             }
             None => {
@@ -175,12 +191,17 @@ impl VsockTask {
 
     fn allowance(&self) -> u32 {
         let count = self.count();
-        ALLOWANCES.iter().find(|(most, _)| count < *most).map_or(64 << 10, |(_, bytes)| *bytes)
+        ALLOWANCES
+            .iter()
+            .find(|(most, _)| count < *most)
+            .map_or(64 << 10, |(_, bytes)| *bytes)
     }
 
     /// Lists a connection if it has something to say, and has its registration looked at.
     fn touch(&mut self, index: usize) {
-        let Some(Some(connection)) = self.connections.get_mut(index) else { return };
+        let Some(Some(connection)) = self.connections.get_mut(index) else {
+            return;
+        };
         self.touched.push(index);
         if !connection.listed && connection.has_packet() {
             connection.listed = true;
@@ -191,10 +212,20 @@ impl VsockTask {
     /// Takes host programs that connect.
     fn welcome(&mut self) {
         for _ in 0..ACCEPTS {
-            if self.count() >= MAX_CONNECTIONS && !self.make_room() {
+            // Beyond the limit they wait in the backlog.
+            if self.count() >= MAX_CONNECTIONS {
                 return;
             }
-            let Ok(socket) = self.listener.accept() else { return };
+            let socket = match self.listener.accept() {
+                Ok(socket) => socket,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // Out of descriptors, most likely: trying again at once would spin.
+                    self.exhausted = true;
+                    self.shared.counters.refused_connections.inc();
+                    return;
+                }
+            };
             let index = self.insert(Connection::greeting(socket));
             self.touch(index);
         }
@@ -202,7 +233,9 @@ impl VsockTask {
 
     /// A connection's socket has something: bytes, room, or an end.
     fn stir(&mut self, index: usize) {
-        let Some(Some(connection)) = self.connections.get_mut(index) else { return };
+        let Some(Some(connection)) = self.connections.get_mut(index) else {
+            return;
+        };
         match connection.stage {
             Stage::Greeting => match connection.greet() {
                 Ok(None) => {}
@@ -215,13 +248,17 @@ impl VsockTask {
                         self.shared.counters.host_connections.inc();
                     }
                 }
-                Err(_) => return self.remove(index, None),
+                Err(_) => return self.remove(index),
             },
-            // Only its end is waited for here.
+            // Only its end is waited for here. The event may be one of a socket that had this place
+            // before, so it is asked.
             Stage::Requested => {
+                if !connection.is_hung_up() {
+                    return;
+                }
                 if connection.owed.request {
                     // The guest has not heard of it.
-                    return self.remove(index, None);
+                    return self.remove(index);
                 }
                 connection.kill();
             }
@@ -239,7 +276,11 @@ impl VsockTask {
         for _ in 0..=MAX_CONNECTIONS {
             let port = self.next_port;
             // The last number means "any port".
-            self.next_port = if port >= u32::MAX - 1 { FIRST_PORT } else { port + 1 };
+            self.next_port = if port >= u32::MAX - 1 {
+                FIRST_PORT
+            } else {
+                port + 1
+            };
             if !self.ports.contains_key(&(port, guest_port)) {
                 return port;
             }
@@ -250,7 +291,9 @@ impl VsockTask {
     /// Brings registrations up to date.
     fn arm(&mut self, poller: &Poller) -> io::Result<()> {
         for index in std::mem::take(&mut self.touched) {
-            let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
+            let Some(Some(connection)) = self.connections.get_mut(index) else {
+                continue;
+            };
             let wanted = connection.interest();
             if wanted != connection.armed
                 && let Some(socket) = connection.socket()
@@ -265,7 +308,7 @@ impl VsockTask {
             }
             connection.armed = wanted;
         }
-        let listening = self.count() < MAX_CONNECTIONS;
+        let listening = self.count() < MAX_CONNECTIONS && !self.exhausted;
         if listening != self.listening {
             if listening {
                 poller.add(&*self.listener, LISTENER, Interest::Readable)?;
@@ -281,7 +324,9 @@ impl VsockTask {
 
     /// Takes packets; `true` if there may be more.
     fn hear(&mut self, view: &DmaView<'_>) -> Result<bool, TaskError> {
-        let Some(mut queue) = self.transmit.take() else { return Ok(false) };
+        let Some(mut queue) = self.transmit.take() else {
+            return Ok(false);
+        };
         let result = self.packets(&mut queue, view);
         queue.publish();
         queue.notify();
@@ -339,7 +384,7 @@ impl VsockTask {
             }
             op::RST => {
                 connection.flush();
-                self.remove(index, None);
+                self.remove(index);
                 return Some(());
             }
             op::SHUTDOWN => {
@@ -372,7 +417,11 @@ impl VsockTask {
     /// A guest program wants a host program.
     fn reach(&mut self, header: &Header) {
         let ports = (header.dst_port, header.src_port);
-        let socket = if self.make_room() { self.listener.connect(header.dst_port).ok() } else { None };
+        let socket = if self.make_room() {
+            self.listener.connect(header.dst_port).ok()
+        } else {
+            None
+        };
         let Some(socket) = socket else {
             self.shared.counters.refused_connections.inc();
             self.resets.push_back(header.reset());
@@ -420,7 +469,9 @@ impl VsockTask {
     /// Says what there is to say, as far as the guest offers buffers; `true` if the bound for one
     /// wakeup was reached.
     fn speak(&mut self, view: &DmaView<'_>) -> Result<bool, TaskError> {
-        let Some(mut queue) = self.receive.take() else { return Ok(false) };
+        let Some(mut queue) = self.receive.take() else {
+            return Ok(false);
+        };
         let result = self.answers(&mut queue, view);
         queue.publish();
         queue.notify();
@@ -458,7 +509,11 @@ impl VsockTask {
     fn answer(&mut self, chain: &Chain, view: &DmaView<'_>) -> Option<u32> {
         if let Some(reset) = self.resets.pop_front() {
             let written = chain.write(view, 0, &reset.to_bytes());
-            return Some(if written.is_ok() { HEADER as u32 } else { self.lost() });
+            return Some(if written.is_ok() {
+                HEADER as u32
+            } else {
+                self.lost()
+            });
         }
         let index = self.ready.pop_front()?;
         let connection = self.connections.get_mut(index)?.as_mut()?;
@@ -468,8 +523,10 @@ impl VsockTask {
         let packet = connection.packet(self.shared.cid, payload);
         let gone = connection.stage == Stage::Dead && packet.is_some();
         let Some(header) = packet else {
+            let stuck = room == 0 && connection.has_packet();
             self.touch(index);
-            return None;
+            // Offering nothing but headers, the guest would have the task try for ever.
+            return stuck.then(|| self.lost());
         };
         let len = HEADER + header.len as usize;
         let bytes = self.outgoing.get_mut(..len)?;
@@ -482,7 +539,7 @@ impl VsockTask {
             connection.kill();
         }
         if gone {
-            self.remove(index, None);
+            self.remove(index);
         } else {
             self.touch(index);
         }
@@ -497,7 +554,9 @@ impl VsockTask {
 
     /// After a restore, no connection of the past exists any more: says so.
     fn announce(&mut self, view: &DmaView<'_>) -> Result<(), TaskError> {
-        let Some(queue) = &mut self.events else { return Ok(()) };
+        let Some(queue) = &mut self.events else {
+            return Ok(());
+        };
         if !self.shared.reset_owed.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -560,7 +619,10 @@ impl QueueTask for VsockTask {
     }
 
     fn queues(&self) -> Vec<&VirtQueue> {
-        [&self.receive, &self.transmit, &self.events].into_iter().flatten().collect()
+        [&self.receive, &self.transmit, &self.events]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 

@@ -1004,10 +1004,10 @@ pub fn wire(test: &mut Test) {
             apic::eoi();
             queue::settle();
             // One more may have been on its way when the wire fell.
-            while apic::bit(apic::lapic::ISR, vector) {
-                apic::eoi();
-                time::pause(time::millis(5));
-            }
+            test.check(
+                apic::end_for_good(vector),
+                "the interrupt goes on after it was acknowledged",
+            );
             let after = cpu::taken(vector);
             queue::settle();
             test.eq("interrupts after the wire fell", cpu::taken(vector), after);
@@ -1037,12 +1037,7 @@ pub fn wire(test: &mut Test) {
         let bits = transport.interrupt_status();
         transport.acknowledge(bits);
         apic::mask(pin);
-        for _ in 0..4 {
-            if apic::bit(apic::lapic::ISR, vector) {
-                apic::eoi();
-                time::pause(time::millis(5));
-            }
-        }
+        apic::end_for_good(vector);
         cpu::irq_off();
     });
 }
