@@ -119,7 +119,7 @@ impl Drop for Medium {
 
 /// A raw image file or block device.
 pub struct Raw {
-    medium: Arc<Medium>,
+    pub(crate) medium: Arc<Medium>,
     path: PathBuf,
     is_block: bool,
     engine: Engine,

@@ -12,9 +12,9 @@ use vm_memory::{Bytes, GuestAddress, Permissions};
 const RAM: usize = 8 << 20;
 const ENGINES: [Engine; 4] = [Engine::Auto, Engine::IoUring, Engine::Threads, Engine::Sync];
 
-/// The page cache's file system, as opposed to tmpfs, where the build puts its files.
+/// A folder on a disk, as opposed to tmpfs.
 fn scratch() -> tempfile::TempDir {
-    tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap()
+    tempfile::tempdir_in("/var/tmp").unwrap()
 }
 
 fn image(dir: &Path, size: u64) -> PathBuf {
@@ -198,7 +198,7 @@ fn compare_with_model(config: RawConfig, align_memory: u64) {
         }
     }
     assert!(
-        std::fs::read(&backend_path(&backend)).unwrap() == model,
+        std::fs::read(backend_path(&backend)).unwrap() == model,
         "{label}: image differs"
     );
 }
@@ -953,4 +953,234 @@ fn descriptors_are_all_given_back() {
     let before = failed.as_raw_fd();
     drop(Raw::open(RawConfig::new(dir.path().join("odd"))));
     assert!(before > 0 && images_open() == 0);
+}
+
+#[test]
+fn a_block_device_is_a_medium_too() {
+    let dir = scratch();
+    let path = image(dir.path(), 16 << 20);
+    std::fs::write(&path, vec![0x5a; 16 << 20]).unwrap();
+    let losetup = |args: &[&str]| std::process::Command::new("losetup").args(args).output();
+    let device = match losetup(&["--find", "--show", path.to_str().unwrap()]) {
+        Ok(done) if done.status.success() => String::from_utf8(done.stdout).unwrap(),
+        other => {
+            println!("skipped: a loop device needs root: {other:?}");
+            return;
+        }
+    };
+    let device = PathBuf::from(device.trim());
+    let outcome = std::panic::catch_unwind(|| {
+        for (engine, direct) in ENGINES.into_iter().flat_map(|e| [(e, false), (e, true)]) {
+            let config = RawConfig {
+                engine,
+                direct,
+                ..RawConfig::new(&device)
+            };
+            let backend = Raw::open(config.clone()).unwrap();
+            let geometry = backend.geometry();
+            assert_eq!((geometry.size, geometry.logical_block), (16 << 20, 512));
+            assert!(geometry.discard && geometry.write_zeroes);
+            assert_eq!(
+                backend.describe(),
+                format!("block device {}", device.display())
+            );
+            assert!(matches!(
+                Raw::open(config),
+                Err(OpenError::InUse { .. } | OpenError::Path { .. })
+            ));
+            let mut queue = backend.open_queue().unwrap();
+            let guest = Guest::new();
+            guest.fill(0x333, &[7; 8192]);
+            one(
+                queue.as_mut(),
+                4096,
+                BlockOp::Write(guest.buffers(&[(0x333, 8192)])),
+            )
+            .unwrap();
+            one(queue.as_mut(), 0, BlockOp::Flush).unwrap();
+            one(
+                queue.as_mut(),
+                8192,
+                BlockOp::WriteZeroes {
+                    len: 512,
+                    may_unmap: false,
+                },
+            )
+            .unwrap();
+            one(
+                queue.as_mut(),
+                8704,
+                BlockOp::WriteZeroes {
+                    len: 512,
+                    may_unmap: true,
+                },
+            )
+            .unwrap();
+            one(queue.as_mut(), 1 << 20, BlockOp::Discard { len: 1 << 20 }).unwrap();
+            one(
+                queue.as_mut(),
+                4096,
+                BlockOp::Read(guest.buffers(&[(0x10_0111, 8192)])),
+            )
+            .unwrap();
+            let expected = [[7; 4096].as_slice(), &[0; 1024], &[7; 3072]].concat();
+            assert!(
+                guest.bytes(0x10_0111, 8192) == expected,
+                "{engine:?} direct={direct}"
+            );
+        }
+    });
+    losetup(&["--detach", device.to_str().unwrap()]).unwrap();
+    outcome.unwrap();
+}
+
+#[test]
+fn a_queue_outlives_the_thread_that_submitted_to_it() {
+    let dir = scratch();
+    let path = image(dir.path(), 8 << 20);
+    for engine in ENGINES {
+        let backend = Raw::open(RawConfig {
+            engine,
+            ..RawConfig::new(&path)
+        })
+        .unwrap();
+        let guest = Guest::new();
+        let mut queue = backend.open_queue().unwrap();
+        let requests: Vec<_> = (0..64)
+            .map(|id| {
+                let parts = [(id * 65536, 65536)];
+                guest.fill(parts[0].0, &[id as u8 + 1; 65536]);
+                let op = BlockOp::Write(guest.buffers(&parts));
+                BlockRequest {
+                    id,
+                    offset: id * 65536,
+                    op,
+                }
+            })
+            .collect();
+        let submitter = std::thread::spawn(move || {
+            requests
+                .into_iter()
+                .for_each(|request| queue.submit(request));
+            queue.kick().unwrap();
+            queue
+        });
+        let mut queue = submitter.join().unwrap();
+        let done = drain(queue.as_mut());
+        assert_eq!(done.len(), 64);
+        done.into_iter().for_each(|done| done.result.unwrap());
+        let written = std::fs::read(&path).unwrap();
+        assert!(
+            (0..64).all(|id| written[id * 65536 + 65535] == id as u8 + 1),
+            "{engine:?}"
+        );
+    }
+}
+
+#[test]
+fn short_and_interrupted_system_calls_are_continued() {
+    use crate::transfer::{Step, Task};
+    use nyx_memory::Iovec;
+    for direct in [false, true] {
+        let dir = scratch();
+        let path = image(dir.path(), 1 << 20);
+        let Ok(raw) = Raw::open(RawConfig {
+            direct,
+            ..RawConfig::new(&path)
+        }) else {
+            continue;
+        };
+        let (guest, mut dice) = (Guest::new(), Dice(99));
+        let unit = if direct { 512 } else { 1 };
+        let data: Vec<u8> = (0..64 << 10).map(|i| (i % 249) as u8).collect();
+        let parts = [(0x1_0000, 5000), (0x3_0007, (64 << 10) - 5000)];
+        // Carries a request out with calls that transfer a random part of what was asked for.
+        let mut carry_out = |op| {
+            let request = BlockRequest {
+                id: 1,
+                offset: 4096,
+                op,
+            };
+            let mut task = Task::new(request, &raw.medium).ok().unwrap();
+            let mut calls = 0;
+            loop {
+                calls += 1;
+                let mut cut = |iovecs: &[Iovec]| {
+                    let whole: usize = iovecs.iter().map(|v| v.len).sum();
+                    let mut left = (1 + dice.roll(whole as u64 / unit) * unit) as usize;
+                    left = left.next_multiple_of(unit as usize).min(whole);
+                    let mut list = Vec::new();
+                    for v in iovecs {
+                        let len = v.len.min(left);
+                        left -= len;
+                        list.push(Iovec { base: v.base, len });
+                    }
+                    list
+                };
+                let result = if calls % 3 == 0 {
+                    [-libc::EINTR, -libc::EAGAIN, -libc::ECANCELED][calls / 3 % 3]
+                } else {
+                    match task.step(&raw.medium) {
+                        Step::Read { iovecs, offset } => {
+                            let iovecs = cut(iovecs);
+                            sync::perform(
+                                &Step::Read {
+                                    iovecs: &iovecs,
+                                    offset,
+                                },
+                                &raw.medium,
+                                0,
+                            )
+                        }
+                        Step::Write { iovecs, offset } => {
+                            let iovecs = cut(iovecs);
+                            sync::perform(
+                                &Step::Write {
+                                    iovecs: &iovecs,
+                                    offset,
+                                },
+                                &raw.medium,
+                                0,
+                            )
+                        }
+                        other => sync::perform(&other, &raw.medium, 0),
+                    }
+                };
+                if let Some(result) = task.advance(result, &raw.medium) {
+                    break (calls, task.finish(result));
+                }
+            }
+        };
+        for round in 0..20 {
+            guest.fill(parts[0].0, &data[..5000]);
+            guest.fill(parts[1].0, &data[5000..]);
+            let (calls, done) = carry_out(BlockOp::Write(guest.buffers(&parts)));
+            done.result.unwrap();
+            assert!(
+                std::fs::read(&path).unwrap()[4096..][..64 << 10] == data,
+                "round {round}"
+            );
+            parts
+                .iter()
+                .for_each(|(at, len)| guest.fill(*at, &vec![0; *len]));
+            let (more, done) = carry_out(BlockOp::Read(guest.buffers(&parts)));
+            done.result.unwrap();
+            let got = [
+                guest.bytes(parts[0].0, 5000),
+                guest.bytes(parts[1].0, (64 << 10) - 5000),
+            ];
+            assert!(got.concat() == data, "round {round}");
+            assert!(calls + more > 4, "nothing was cut");
+        }
+        // A call that says "again" for ever ends as an error.
+        let op = BlockOp::Write(guest.buffers(&parts));
+        let request = BlockRequest {
+            id: 1,
+            offset: 0,
+            op,
+        };
+        let mut task = Task::new(request, &raw.medium).ok().unwrap();
+        let end = (0..1000).find_map(|_| task.advance(-libc::EAGAIN, &raw.medium));
+        assert_eq!(end.unwrap().unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+    }
 }

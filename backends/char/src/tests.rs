@@ -652,6 +652,7 @@ fn a_closed_pipe_does_not_stop_the_guest() {
         .unwrap()
         .read_to_string(&mut said)
         .unwrap();
+    assert!(process.wait().unwrap().success());
     assert!(said.contains("connected false"), "{said}");
 }
 

@@ -406,11 +406,9 @@ fn failures_leave_no_interface_behind() {
             "{error}"
         );
         assert_eq!(interfaces(), Vec::<String>::new());
-        // SAFETY: a plain system call; the file-system and effective ids of this thread only.
-        assert_eq!(
-            unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) },
-            0
-        );
+        // SAFETY: a plain system call: the ids of this thread only.
+        let became_nobody = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
+        assert_eq!(became_nobody, 0);
         let error = tap("{}").err().unwrap().to_string();
         assert!(
             error.contains("ip tuntap add dev NAME mode tap user $USER`")

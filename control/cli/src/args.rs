@@ -10,7 +10,12 @@ use std::path::{Path, PathBuf};
 
 /// Virtual machines on Linux/KVM.
 #[derive(Parser)]
-#[command(name = "nyx", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "nyx",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -139,8 +144,8 @@ impl MachineArgs {
             config.disks.push(disk);
         }
         for net in &self.net {
-            let net: NetConfig = parse_options(net, "kind", &["forward", "fds"])
-                .map_err(|e| flag("--net", e))?;
+            let net: NetConfig =
+                parse_options(net, "kind", &["forward", "fds"]).map_err(|e| flag("--net", e))?;
             config.nets.push(net);
         }
         for console in &self.console {
@@ -196,7 +201,13 @@ impl MachineArgs {
 fn read(path: &Path) -> Result<VmConfig, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| format!("{}: cannot be read: {e}", path.display()))?;
-    let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
-    let parsed = if json { parse_json(&text) } else { parse_toml(&text) };
+    let json = path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    let parsed = if json {
+        parse_json(&text)
+    } else {
+        parse_toml(&text)
+    };
     parsed.map_err(|e| format!("{}: {e}", path.display()))
 }

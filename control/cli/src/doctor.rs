@@ -1,2 +1,21 @@
 //! `nyx doctor`.
-pub(crate) fn doctor(_: &crate::args::DoctorArgs) -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+
+use crate::args::DoctorArgs;
+use crate::exit::{SUCCESS, refuse};
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+pub(crate) fn doctor(args: &DoctorArgs) -> ExitCode {
+    let report = nyx_host::examine();
+    let text = if args.json {
+        match serde_json::to_string_pretty(&report) {
+            Ok(text) => text + "\n",
+            Err(e) => return refuse(e),
+        }
+    } else {
+        report.render(std::io::stdout().is_terminal())
+    };
+    // A reader that has seen enough is no failure.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::from(SUCCESS)
+}

@@ -10,7 +10,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// What is assumed of a host without KVM: a server CPU of the last ten years.
-const ASSUMED: HostFacts = HostFacts { physical_address_bits: 46, max_vcpus: 1024 };
+const ASSUMED: HostFacts = HostFacts {
+    physical_address_bits: 46,
+    max_vcpus: 1024,
+};
 
 pub(crate) fn plan(args: &PlanArgs) -> ExitCode {
     match show(args) {

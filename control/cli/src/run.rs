@@ -25,14 +25,20 @@ struct Stages {
 impl Stages {
     fn done(&mut self, stage: &str) {
         if self.on {
-            eprintln!("nyx: {stage:<10} {:>9.3} ms", self.last.elapsed().as_secs_f64() * 1e3);
+            eprintln!(
+                "nyx: {stage:<10} {:>9.3} ms",
+                self.last.elapsed().as_secs_f64() * 1e3
+            );
         }
         self.last = Instant::now();
     }
 }
 
 fn start(args: &RunArgs) -> Result<u8, String> {
-    let mut stages = Stages { last: Instant::now(), on: args.timing };
+    let mut stages = Stages {
+        last: Instant::now(),
+        on: args.timing,
+    };
     let config = args.machine.config()?;
     let kvm = Kvm::open().map_err(|e| e.to_string())?;
     let prepared =
@@ -72,9 +78,10 @@ fn report(ending: &Ending, tail: &ConsoleTail) -> u8 {
             return STOPPED;
         }
         Ending::GuestPanic => (GUEST_PANIC, "the guest panicked".to_string()),
-        Ending::TripleFault { vcpu } => {
-            (TRIPLE_FAULT, format!("the guest's CPU {vcpu} gave up (triple fault)"))
-        }
+        Ending::TripleFault { vcpu } => (
+            TRIPLE_FAULT,
+            format!("the guest's CPU {vcpu} gave up (triple fault)"),
+        ),
         Ending::Broken(why) => (BROKEN, format!("the machine cannot go on: {why}")),
     };
     let lines = tail.lines(LAST_LINES);
@@ -96,11 +103,13 @@ const LAST_LINES: usize = 10;
 fn stop_on_signals(control: Control) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for _ in signals.forever() {
-            control.send(Command::Stop);
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for _ in signals.forever() {
+                control.send(Command::Stop);
+            }
+        })?;
     Ok(())
 }
 

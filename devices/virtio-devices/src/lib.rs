@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod blk;
+#[cfg(test)]
+mod conformance;
 mod console;
 mod loan;
 mod net;

@@ -31,10 +31,11 @@ use transmit::Transmitter;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VQ,
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
 /// Length of `struct virtio_net_hdr_v1`; with VERSION_1 every frame has it, `num_buffers` and all
@@ -159,6 +160,13 @@ impl Shared {
         }
     }
 
+    /// The other end of the wire is gone.
+    fn link_down(&self, interrupt: &Interrupt) {
+        if self.link_up.swap(false, Ordering::AcqRel) {
+            interrupt.config();
+        }
+    }
+
     fn pair_event(&self, pair: u16) -> Option<&EventFd> {
         self.pair_events.get(usize::from(pair))
     }
@@ -193,7 +201,7 @@ impl Net {
         let offloads = backend.offloads();
         let mut queues = backend.take_queues()?;
         for spare in queues.iter_mut().skip(wanted.into()) {
-            spare.set_enabled(false)?;
+            spare.set_in_service(false)?;
         }
         let events: io::Result<Vec<_>> = (0..wanted).map(|_| EventFd::new()).collect();
         let shared = Shared {
@@ -276,6 +284,8 @@ impl VirtioDevice for Net {
             | offer(checksum && tso4, VIRTIO_NET_F_GUEST_TSO4)
             | offer(checksum && tso6, VIRTIO_NET_F_HOST_TSO6)
             | offer(checksum && tso6, VIRTIO_NET_F_GUEST_TSO6)
+            | offer(checksum && (tso4 || tso6), VIRTIO_NET_F_HOST_ECN)
+            | offer(checksum && (tso4 || tso6), VIRTIO_NET_F_GUEST_ECN)
             | offer(checksum && uso, VIRTIO_NET_F_HOST_USO)
             | offer(checksum && uso, VIRTIO_NET_F_GUEST_USO4)
             | offer(checksum && uso, VIRTIO_NET_F_GUEST_USO6)
@@ -295,7 +305,7 @@ impl VirtioDevice for Net {
             features,
             mut queues,
             dma,
-            interrupt: _,
+            interrupt,
         } = activation;
         let has = |bit: u32| features & 1 << bit != 0;
         let bare = !self.offloads.vnet_header;
@@ -323,7 +333,7 @@ impl VirtioDevice for Net {
         for (pair, shelf) in (0..self.shared.max_pairs).zip(&self.wires) {
             let mut wire = shelf.lend()?;
             wire.set_offloads(accepted)?;
-            wire.set_enabled(pair < self.shared.pairs())?;
+            wire.set_in_service(pair < self.shared.pairs())?;
             if pair >= pairs {
                 continue;
             }
@@ -332,7 +342,7 @@ impl VirtioDevice for Net {
                 .map(|queue| Receiver::new(queue, dma.clone(), counters(), merge, bare));
             let transmitter = take(pair * 2 + 1)
                 .map(|queue| Transmitter::new(queue, dma.clone(), counters(), bare));
-            let place = (self.shared.clone(), pair);
+            let place = (self.shared.clone(), interrupt.clone(), pair);
             let task = PairTask::new(wire, receiver, transmitter, control.take(), place);
             tasks.push(Box::new(task));
         }

@@ -10,7 +10,7 @@ use nyx_virtio::{
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 
@@ -341,17 +341,5 @@ impl Running {
             }
         }
         panic!("a descriptor stays ready: the worker would spin");
-    }
-
-    /// Serves until `done` returns something, for at most ten seconds.
-    pub(crate) fn until<R>(&mut self, mut done: impl FnMut() -> Option<R>) -> R {
-        let end = Instant::now() + Duration::from_secs(10);
-        loop {
-            self.wakeup(Duration::from_millis(5)).unwrap();
-            if let Some(result) = done() {
-                return result;
-            }
-            assert!(Instant::now() < end, "it never happened");
-        }
     }
 }

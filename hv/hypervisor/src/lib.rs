@@ -38,7 +38,12 @@ pub struct Topology {
 impl Topology {
     /// One socket of single-threaded cores.
     pub const fn flat(cpus: u32) -> Self {
-        Self { cpus, sockets: 1, cores: cpus, threads: 1 }
+        Self {
+            cpus,
+            sockets: 1,
+            cores: cpus,
+            threads: 1,
+        }
     }
 
     /// The x2APIC id of vCPU `index`: thread, core and socket each in a field as wide as its count
@@ -260,7 +265,10 @@ impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::FailEntry { reason, cpu } => {
-                write!(f, "the CPU refused to enter the guest (reason {reason:#x}, host CPU {cpu})")
+                write!(
+                    f,
+                    "the CPU refused to enter the guest (reason {reason:#x}, host CPU {cpu})"
+                )
             }
             Self::Internal { suberror, evidence } => {
                 let name = match suberror {
@@ -270,10 +278,16 @@ impl std::fmt::Display for Broken {
                     4 => "an unexpected exit reason",
                     _ => "internal error",
                 };
-                write!(f, "{name} (KVM internal error {suberror}, evidence {evidence:x?})")
+                write!(
+                    f,
+                    "{name} (KVM internal error {suberror}, evidence {evidence:x?})"
+                )
             }
             Self::MemoryFault { address, len } => {
-                write!(f, "the host cannot provide {len} bytes of guest memory at {address:#x}")
+                write!(
+                    f,
+                    "the host cannot provide {len} bytes of guest memory at {address:#x}"
+                )
             }
             Self::Unknown { reason } => write!(f, "unknown KVM exit reason {reason}"),
         }
@@ -317,7 +331,12 @@ mod tests {
 
     #[test]
     fn apic_ids_have_a_field_per_level() {
-        let t = Topology { cpus: 12, sockets: 2, cores: 3, threads: 2 };
+        let t = Topology {
+            cpus: 12,
+            sockets: 2,
+            cores: 3,
+            threads: 2,
+        };
         let ids: Vec<_> = (0..12).map(|i| t.apic_id(i)).collect();
         assert_eq!(ids, [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]);
         assert_eq!(Topology::flat(300).apic_id(299), 299);

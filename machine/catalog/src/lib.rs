@@ -22,6 +22,8 @@ pub const KINDS: &[&dyn AnyKind] = &[
     &Erased::<chipset::Rtc>::new(),
     &Erased::<chipset::I8042>::new(),
     &Erased::<chipset::PostPort>::new(),
+    &Erased::<chipset::PvPanic>::new(),
+    &Erased::<chipset::VmGenId>::new(),
     &Erased::<chipset::DebugConsole>::new(),
     &Erased::<chipset::Serial>::new(),
     &Erased::<PciHost>::new(),
@@ -30,6 +32,7 @@ pub const KINDS: &[&dyn AnyKind] = &[
     &Erased::<Virtio<virtio::ConsoleKind>>::new(),
     &Erased::<Virtio<virtio::NetKind>>::new(),
     &Erased::<Virtio<virtio::RngKind>>::new(),
+    &Erased::<Virtio<virtio::VsockKind>>::new(),
 ];
 
 /// Opens backends by kind.
@@ -50,6 +53,9 @@ impl BackendOpener for Backends {
     }
     fn char(&self, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
         let backend = nyx_char::open(spec, self.on_escape.clone())?;
-        Ok(Box::new(tail::Remembered { backend, tail: self.tail.clone() }))
+        Ok(Box::new(tail::Remembered {
+            backend,
+            tail: self.tail.clone(),
+        }))
     }
 }

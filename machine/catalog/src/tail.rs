@@ -16,8 +16,12 @@ pub struct ConsoleTail(Arc<Mutex<VecDeque<u8>>>);
 impl ConsoleTail {
     fn push(&self, bytes: &[u8]) {
         let mut kept = self.0.lock();
-        let new = bytes.get(bytes.len().saturating_sub(KEPT)..).unwrap_or(bytes);
-        let over = (kept.len() + new.len()).saturating_sub(KEPT).min(kept.len());
+        let new = bytes
+            .get(bytes.len().saturating_sub(KEPT)..)
+            .unwrap_or(bytes);
+        let over = (kept.len() + new.len())
+            .saturating_sub(KEPT)
+            .min(kept.len());
         kept.drain(..over);
         kept.extend(new);
     }
@@ -27,8 +31,15 @@ impl ConsoleTail {
         let bytes: Vec<u8> = self.0.lock().iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-        let lines: Vec<_> = text.lines().map(clean).filter(|l| !l.trim().is_empty()).collect();
-        lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().to_vec()
+        let lines: Vec<_> = text
+            .lines()
+            .map(clean)
+            .filter(|l| !l.trim().is_empty())
+            .collect();
+        lines
+            .get(lines.len().saturating_sub(count)..)
+            .unwrap_or_default()
+            .to_vec()
     }
 }
 

@@ -84,19 +84,30 @@ impl Vcpu for ScriptedVcpu {
             Step::Out(port, width, data) => {
                 self.buffer = data;
                 let (direction, data) = (Direction::Out, &mut self.buffer[..]);
-                Exit::Pio { port, width, direction, data }
+                Exit::Pio {
+                    port,
+                    width,
+                    direction,
+                    data,
+                }
             }
             Step::In(port, width, len) => {
                 self.buffer = vec![0; len];
                 self.reading = true;
                 let (direction, data) = (Direction::In, &mut self.buffer[..]);
-                Exit::Pio { port, width, direction, data }
+                Exit::Pio {
+                    port,
+                    width,
+                    direction,
+                    data,
+                }
             }
             Step::Eoi(vector) => Exit::EndOfInterrupt { vector },
             Step::TripleFault => Exit::Shutdown,
-            Step::Break(suberror) => {
-                Exit::Broken(Broken::Internal { suberror, evidence: vec![7] })
-            }
+            Step::Break(suberror) => Exit::Broken(Broken::Internal {
+                suberror,
+                evidence: vec![7],
+            }),
         })
     }
     fn settle(&mut self) -> Result<Option<Exit<'_>>, HvError> {
@@ -116,7 +127,10 @@ impl Vcpu for ScriptedVcpu {
         Ok(())
     }
     fn save(&mut self) -> Result<Blob, SaveError> {
-        Ok(Blob { name: "scripted/1".into(), bytes: vec![1] })
+        Ok(Blob {
+            name: "scripted/1".into(),
+            bytes: vec![1],
+        })
     }
     fn restore(&mut self, blob: &Blob) -> Result<(), RestoreError> {
         self.script.restored.lock().push(blob.clone());
@@ -161,7 +175,11 @@ impl Vm for Scripted {
     }
     fn create_vcpu(&self, _: u32) -> Result<Box<dyn Vcpu>, HvError> {
         let script = self.0.clone();
-        Ok(Box::new(ScriptedVcpu { script, buffer: Vec::new(), reading: false }))
+        Ok(Box::new(ScriptedVcpu {
+            script,
+            buffer: Vec::new(),
+            reading: false,
+        }))
     }
     fn msi(&self) -> Arc<dyn MsiSink> {
         Arc::new(NoMemory)
@@ -176,7 +194,10 @@ impl Vm for Scripted {
         Box::new(NoMemory)
     }
     fn save(&self) -> Result<Blob, SaveError> {
-        Ok(Blob { name: "scripted-vm/1".into(), bytes: vec![] })
+        Ok(Blob {
+            name: "scripted-vm/1".into(),
+            bytes: vec![],
+        })
     }
     fn restore(&self, _: &Blob) -> Result<(), RestoreError> {
         Ok(())
@@ -291,7 +312,12 @@ impl DeviceKind for LatchKind {
         }
         let controller = (config == json!("controller")).then(Vec::new);
         let line = wiring.irq("intr").ok();
-        Ok(Box::new(Latch { line, value: 0, stuck: None, controller }))
+        Ok(Box::new(Latch {
+            line,
+            value: 0,
+            stuck: None,
+            controller,
+        }))
     }
 }
 
@@ -309,7 +335,10 @@ impl BackendOpener for Backends {
 }
 
 #[derive(Default)]
-struct Heard(Mutex<Vec<Fault>>, Mutex<Option<std::sync::mpsc::Sender<VcpuEvent>>>);
+struct Heard(
+    Mutex<Vec<Fault>>,
+    Mutex<Option<std::sync::mpsc::Sender<VcpuEvent>>>,
+);
 impl FaultSink for Heard {
     fn fault(&self, fault: Fault) {
         self.0.lock().push(fault);
@@ -336,7 +365,12 @@ struct Bench {
 const CATALOG: &[&dyn AnyKind] = &[&Erased::<LatchKind>::new()];
 
 fn latch(name: &str, base: u64, config: Value) -> Placement {
-    let window = Window { region: 0, space: Space::Pio, len: 2, fixed: Some(base) };
+    let window = Window {
+        region: 0,
+        space: Space::Pio,
+        len: 2,
+        fixed: Some(base),
+    };
     let mut placement = Placement {
         name: name.into(),
         kind: "latch".into(),
@@ -346,7 +380,10 @@ fn latch(name: &str, base: u64, config: Value) -> Placement {
     placement.demand.windows.push(window);
     if config.is_null() {
         placement.irqs.insert("intr".into(), 4);
-        placement.demand.irqs.insert("intr".into(), IrqDemand::Fixed(4));
+        placement
+            .demand
+            .irqs
+            .insert("intr".into(), IrqDemand::Fixed(4));
     }
     placement.config = config;
     placement
@@ -356,10 +393,28 @@ fn plan(placements: Vec<Placement>) -> MachinePlan {
     MachinePlan {
         version: 1,
         name: "test".into(),
-        topology: CpuSpec { count: 1, sockets: 1, cores: 1, threads: 1 },
-        cpus: vec![CpuPlan { index: 0, apic_id: 0 }],
-        ram: RamPlan { huge_pages: HugePageSize::Off, shared: false, prefault: false },
-        layout: Layout { ram: vec![Range { base: 0, len: 1 << 20 }], ..Layout::default() },
+        topology: CpuSpec {
+            count: 1,
+            sockets: 1,
+            cores: 1,
+            threads: 1,
+        },
+        cpus: vec![CpuPlan {
+            index: 0,
+            apic_id: 0,
+        }],
+        ram: RamPlan {
+            huge_pages: HugePageSize::Off,
+            shared: false,
+            prefault: false,
+        },
+        layout: Layout {
+            ram: vec![Range {
+                base: 0,
+                len: 1 << 20,
+            }],
+            ..Layout::default()
+        },
         intx: Vec::new(),
         placements,
         boot: BootPlan::default(),
@@ -377,13 +432,22 @@ fn assemble(placements: Vec<Placement>) -> Result<Bench, crate::AssembleError> {
         backends: &Backends,
     };
     let machine = Machine::assemble(plan(placements), CATALOG, &script, &ports)?;
-    Ok(Bench { machine, script, heard, events })
+    Ok(Bench {
+        machine,
+        script,
+        heard,
+        events,
+    })
 }
 
 fn bench() -> Bench {
     let controller = latch("pic", 0x20, json!("controller"));
-    assemble(vec![controller, latch("a", 0x100, Value::Null), latch("b", 0x200, Value::Null)])
-        .unwrap()
+    assemble(vec![
+        controller,
+        latch("a", 0x100, Value::Null),
+        latch("b", 0x200, Value::Null),
+    ])
+    .unwrap()
 }
 
 fn soon() -> Instant {
@@ -448,8 +512,14 @@ fn a_device_that_panics_is_isolated_and_reported_and_the_machine_goes_on() {
     assert_eq!(*bench.script.0.read.lock(), [vec![0xff]]);
     assert_eq!(bench.value("b"), json!(3));
     let faults = bench.heard.0.lock().clone();
-    assert_eq!((&*faults[0].unit, faults[0].kind), ("a", FaultKind::Panicked));
-    assert!(faults[0].what.contains("the guest found a bug"), "{faults:?}");
+    assert_eq!(
+        (&*faults[0].unit, faults[0].kind),
+        ("a", FaultKind::Panicked)
+    );
+    assert!(
+        faults[0].what.contains("the guest found a bug"),
+        "{faults:?}"
+    );
 }
 
 #[test]
@@ -457,12 +527,21 @@ fn a_stuck_unit_is_named_the_machine_runs_on_and_quarantine_helps() {
     let mut bench = bench();
     bench.run(vec![Step::Out(0x200, 1, vec![1])]);
     bench.machine.start();
-    bench.script.0.steps.lock().push_back(Step::Out(0x100, 1, vec![0x55]));
+    bench
+        .script
+        .0
+        .steps
+        .lock()
+        .push_back(Step::Out(0x100, 1, vec![0x55]));
     while bench.value("a") != json!(0x55) {
         bench.script.0.changed.notify_all();
         std::thread::yield_now();
     }
-    let stuck = bench.machine.quiesce(Instant::now() + Duration::from_millis(20)).err().unwrap();
+    let stuck = bench
+        .machine
+        .quiesce(Instant::now() + Duration::from_millis(20))
+        .err()
+        .unwrap();
     assert_eq!(stuck.to_string(), "not quiesced: a");
     assert!(bench.machine.is_running());
     bench.machine.unit("a").unwrap().clear();
@@ -475,17 +554,41 @@ fn saved_state_comes_back_on_another_machine_and_gaps_are_named() {
     first.run(vec![Step::Out(0x100, 1, vec![42])]);
     let blobs = first.machine.quiesce(soon()).unwrap().save().unwrap();
     let mut second = bench();
-    second.machine.quiesce(soon()).unwrap().restore(blobs.clone()).unwrap();
+    second
+        .machine
+        .quiesce(soon())
+        .unwrap()
+        .restore(blobs.clone())
+        .unwrap();
     assert_eq!(second.value("a"), json!(42));
     assert_eq!(second.script.0.restored.lock()[0].name, "scripted/1");
 
     let mut missing = blobs.clone();
     missing.remove("b");
-    let (unit, error) = second.machine.quiesce(soon()).unwrap().restore(missing).unwrap_err();
-    assert_eq!((&*unit, &*error.to_string()), ("b", "invalid saved state: missing from the snapshot"));
+    let (unit, error) = second
+        .machine
+        .quiesce(soon())
+        .unwrap()
+        .restore(missing)
+        .unwrap_err();
+    assert_eq!(
+        (&*unit, &*error.to_string()),
+        ("b", "invalid saved state: missing from the snapshot")
+    );
     let mut extra = blobs;
-    extra.insert("c".into(), Blob { name: "latch/1".into(), bytes: vec![0xa0] });
-    let (unit, _) = second.machine.quiesce(soon()).unwrap().restore(extra).unwrap_err();
+    extra.insert(
+        "c".into(),
+        Blob {
+            name: "latch/1".into(),
+            bytes: vec![0xa0],
+        },
+    );
+    let (unit, _) = second
+        .machine
+        .quiesce(soon())
+        .unwrap()
+        .restore(extra)
+        .unwrap_err();
     assert_eq!(&*unit, "c");
 }
 
@@ -508,24 +611,34 @@ fn a_vcpu_that_cannot_go_on_says_why_and_rests() {
         (Step::TripleFault, VcpuEvent::TripleFault),
         (
             Step::Break(1),
-            VcpuEvent::Broken(Broken::Internal { suberror: 1, evidence: vec![7] }),
+            VcpuEvent::Broken(Broken::Internal {
+                suberror: 1,
+                evidence: vec![7],
+            }),
         ),
     ] {
         let mut bench = bench();
         bench.script.0.steps.lock().push_back(step);
         bench.machine.start();
-        assert_eq!(bench.events.recv_timeout(Duration::from_secs(10)), Ok(event));
+        assert_eq!(
+            bench.events.recv_timeout(Duration::from_secs(10)),
+            Ok(event)
+        );
         assert!(bench.machine.quiesce(soon()).is_ok());
     }
 }
 
 #[test]
 fn a_device_that_cannot_be_built_is_named_and_nothing_stays() {
-    let error = assemble(vec![latch("x", 0x100, json!("refuse"))]).err().unwrap();
+    let error = assemble(vec![latch("x", 0x100, json!("refuse"))])
+        .err()
+        .unwrap();
     assert_eq!(error.to_string(), "x: it would not");
     let overlap = vec![latch("x", 0x100, json!("x")), latch("y", 0x101, json!("y"))];
     let error = assemble(overlap).err().unwrap();
     assert_eq!(error.to_string(), "y: y at 0x101 overlaps x");
-    let wired = assemble(vec![latch("x", 0x100, Value::Null)]).err().unwrap();
+    let wired = assemble(vec![latch("x", 0x100, Value::Null)])
+        .err()
+        .unwrap();
     assert!(wired.to_string().contains("has no controller"), "{wired}");
 }

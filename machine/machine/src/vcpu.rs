@@ -349,7 +349,12 @@ impl Thread {
 /// Serves one exit; an event if the guest cannot go on by itself.
 fn serve(exit: Exit<'_>, around: &Surroundings, counters: &ExitCounters) -> Option<VcpuEvent> {
     let event = match exit {
-        Exit::Pio { port, width, direction, data } => {
+        Exit::Pio {
+            port,
+            width,
+            direction,
+            data,
+        } => {
             counters.exits_pio.inc();
             let elements = data.chunks_exact_mut(width.max(1).into());
             match direction {
@@ -358,7 +363,11 @@ fn serve(exit: Exit<'_>, around: &Surroundings, counters: &ExitCounters) -> Opti
             }
             return None;
         }
-        Exit::Mmio { address, write, data } => {
+        Exit::Mmio {
+            address,
+            write,
+            data,
+        } => {
             counters.exits_mmio.inc();
             if write {
                 around.mmio.write(address, data);

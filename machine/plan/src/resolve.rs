@@ -106,7 +106,10 @@ pub fn resolve(
     if spec.cpus.count > host.max_vcpus {
         errors.push(ConfigError::new(
             "cpus",
-            format!("{} vCPUs are too many for this host; use at most {}", spec.cpus.count, host.max_vcpus),
+            format!(
+                "{} vCPUs are too many for this host; use at most {}",
+                spec.cpus.count, host.max_vcpus
+            ),
         ));
     }
     let pci = spec.transport == Transport::Pci;
@@ -121,7 +124,10 @@ pub fn resolve(
             }
         }
     }
-    let reserved = demands.iter().map(|d| d.reserved_ram.next_multiple_of(PAGE)).sum();
+    let reserved = demands
+        .iter()
+        .map(|d| d.reserved_ram.next_multiple_of(PAGE))
+        .sum();
     let page = match spec.memory.huge_pages {
         HugePageSize::Off | HugePageSize::Transparent => PAGE,
         HugePageSize::Size2M => 2 << 20,
@@ -152,8 +158,7 @@ pub fn resolve(
             Err(reason) => errors.push(ConfigError::new(field, reason)),
         }
     }
-    let initrd = spec.boot.initrd.is_some();
-    let composed = boot::compose(&spec.boot.cmdline, &spec.devices, disks, initrd);
+    let composed = boot::command_line(&spec.boot.cmdline, &spec.devices, disks);
     let (cmdline, notes) = composed.unwrap_or_else(|reason| {
         errors.push(ConfigError::new("boot.cmdline", reason));
         Default::default()
@@ -191,7 +196,12 @@ fn cpus(spec: CpuSpec) -> Vec<CpuPlan> {
         cores: spec.cores,
         threads: spec.threads,
     };
-    (0..spec.count).map(|index| CpuPlan { index, apic_id: topology.apic_id(index) }).collect()
+    (0..spec.count)
+        .map(|index| CpuPlan {
+            index,
+            apic_id: topology.apic_id(index),
+        })
+        .collect()
 }
 
 /// The platform's own devices, then the user's.
@@ -235,9 +245,15 @@ fn wanted(spec: &VmSpec, pci: bool) -> Vec<Wanted> {
 }
 
 fn demand(want: &Wanted, catalog: &[&dyn AnyKind]) -> Result<Demand, ConfigError> {
-    let kind = catalog.iter().find(|k| k.kind() == want.kind).ok_or_else(|| {
-        ConfigError::new(&want.field, format!("there is no device of kind {:?}", want.kind))
-    })?;
+    let kind = catalog
+        .iter()
+        .find(|k| k.kind() == want.kind)
+        .ok_or_else(|| {
+            ConfigError::new(
+                &want.field,
+                format!("there is no device of kind {:?}", want.kind),
+            )
+        })?;
     kind.demand(&want.config, want.attach)
         .map_err(|e| ConfigError::new(&want.field, e.reason))
 }
@@ -245,7 +261,13 @@ fn demand(want: &Wanted, catalog: &[&dyn AnyKind]) -> Result<Demand, ConfigError
 /// Every device's four pins, swizzled over four interrupts as boards do it.
 fn intx_routes() -> Vec<IntxRoute> {
     (0..32)
-        .flat_map(|device| (0..4).map(move |pin| IntxRoute { device, pin, gsi: intx_gsi(device, pin) }))
+        .flat_map(|device| {
+            (0..4).map(move |pin| IntxRoute {
+                device,
+                pin,
+                gsi: intx_gsi(device, pin),
+            })
+        })
         .collect()
 }
 
@@ -291,11 +313,19 @@ impl Placer {
         }
     }
 
-    fn claim_fixed(&mut self, wanted: &[Wanted], demands: &[Demand], errors: &mut Vec<ConfigError>) {
+    fn claim_fixed(
+        &mut self,
+        wanted: &[Wanted],
+        demands: &[Demand],
+        errors: &mut Vec<ConfigError>,
+    ) {
         for (want, demand) in wanted.iter().zip(demands) {
             for window in &demand.windows {
                 let Some(base) = window.fixed else { continue };
-                let range = Range { base, len: window.len };
+                let range = Range {
+                    base,
+                    len: window.len,
+                };
                 let clash = self.taken.iter().find(|(space, other, _)| {
                     *space == window.space && base < other.end() && other.base < range.end()
                 });
@@ -386,7 +416,9 @@ impl Placer {
         if let Some(fixed) = function.fixed {
             return Ok(fixed);
         }
-        let free = (1..32).map(|d| Bdf::new(d, 0)).find(|bdf| !self.slots.contains_key(bdf));
+        let free = (1..32)
+            .map(|d| Bdf::new(d, 0))
+            .find(|bdf| !self.slots.contains_key(bdf));
         let bdf = free.ok_or("all 31 PCI slots are taken; use fewer devices")?;
         self.slots.insert(bdf, want.name.clone());
         Ok(bdf)
@@ -395,7 +427,11 @@ impl Placer {
     /// A pin of its own, or, once they have run out, one shared with others that took any.
     fn gsi(&mut self, attach: Attach) -> u32 {
         let share = self.next_any >= self.any.len();
-        let at = if share { self.next_any % self.any.len().max(1) } else { self.next_any };
+        let at = if share {
+            self.next_any % self.any.len().max(1)
+        } else {
+            self.next_any
+        };
         self.next_any += 1;
         let _ = attach;
         self.any.get(at).copied().unwrap_or(PIRQ)

@@ -125,7 +125,9 @@ pub struct VmSpec {
 /// Smallest guest memory: enough for a kernel to start and fail in words.
 const MIN_MEMORY: u64 = 4 << 20;
 const PAGE: u64 = 4096;
-const SERIAL_PORTS: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+/// COM3 and COM4 traditionally share the interrupts of COM1 and COM2, which edge-triggered wires do
+/// not survive; they get free ones, and ACPI says which.
+const SERIAL_PORTS: [(u16, u32); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 5), (0x2e8, 7)];
 
 #[derive(Default)]
 struct Problems(Vec<SpecError>);
@@ -177,7 +179,9 @@ impl VmConfig {
                 field: "vsock".into(),
             });
         }
-        devices.iter_mut().for_each(|device| drop_nulls(&mut device.config));
+        devices
+            .iter_mut()
+            .for_each(|device| drop_nulls(&mut device.config));
         let mut seen = BTreeSet::new();
         for device in &devices {
             check_name(

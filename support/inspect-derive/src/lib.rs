@@ -13,7 +13,9 @@ use syn::{Attribute, Data, DeriveInput, Error, Fields, LitStr, Path, parse_macro
 #[proc_macro_derive(Inspect, attributes(inspect))]
 pub fn derive_inspect(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
-    expand(&input).unwrap_or_else(Error::into_compile_error).into()
+    expand(&input)
+        .unwrap_or_else(Error::into_compile_error)
+        .into()
 }
 
 #[derive(Default)]
@@ -47,9 +49,14 @@ fn options(attributes: &[Attribute]) -> Result<Options, Error> {
 
 fn expand(input: &DeriveInput) -> Result<proc_macro2::TokenStream, Error> {
     let name = &input.ident;
-    let krate = options(&input.attrs)?.krate.unwrap_or_else(|| syn::parse_quote!(::nyx_inspect));
+    let krate = options(&input.attrs)?
+        .krate
+        .unwrap_or_else(|| syn::parse_quote!(::nyx_inspect));
     let Data::Struct(data) = &input.data else {
-        return Err(Error::new_spanned(name, "Inspect is derived for structs only"));
+        return Err(Error::new_spanned(
+            name,
+            "Inspect is derived for structs only",
+        ));
     };
     let Fields::Named(fields) = &data.fields else {
         return Err(Error::new_spanned(name, "Inspect needs named fields"));

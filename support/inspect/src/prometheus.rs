@@ -23,8 +23,15 @@ impl Prometheus {
     }
 
     fn sample(&mut self, family: String, kind: &'static str, value: u64) {
-        let unit = self.path.join("/").replace('\\', "\\\\").replace('"', "\\\"");
-        let (_, samples) = self.families.entry(family.clone()).or_insert((kind, String::new()));
+        let unit = self
+            .path
+            .join("/")
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"");
+        let (_, samples) = self
+            .families
+            .entry(family.clone())
+            .or_insert((kind, String::new()));
         let _ = writeln!(samples, "{family}{{unit=\"{unit}\"}} {value}");
     }
 }

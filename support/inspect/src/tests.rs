@@ -29,7 +29,10 @@ fn uart() -> Uart {
         tx_bytes: Counter::default(),
         queued: Gauge::default(),
         _wire: (),
-        modem: Modem { cts: true, breaks: Counter::default() },
+        modem: Modem {
+            cts: true,
+            breaks: Counter::default(),
+        },
         names: vec!["a".into(), "b".into()],
     };
     uart.tx_bytes.add(3);

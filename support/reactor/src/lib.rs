@@ -15,7 +15,10 @@ pub struct EventFd(OwnedFd);
 impl EventFd {
     /// Creates one with count zero.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
     }
 
     /// Adds one. A saturated counter is already readable, so that is not an error.
@@ -79,17 +82,30 @@ impl Poller {
     /// Creates an empty set.
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { epoll, ready: Vec::with_capacity(32) })
+        Ok(Self {
+            epoll,
+            ready: Vec::with_capacity(32),
+        })
     }
 
     /// Adds a descriptor. The caller keeps it open until [`Poller::remove`].
     pub fn add(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags(interest))?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags(interest),
+        )?)
     }
 
     /// Changes what to wait for.
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
-        Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), flags(interest))?)
+        Ok(epoll::modify(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            flags(interest),
+        )?)
     }
 
     /// Removes a descriptor.
@@ -154,7 +170,15 @@ mod tests {
         event.signal();
         event.signal();
         let ready: Vec<_> = poller.wait(None).unwrap().collect();
-        assert_eq!(ready, [Ready { token: 7, readable: true, writable: false, closed: false }]);
+        assert_eq!(
+            ready,
+            [Ready {
+                token: 7,
+                readable: true,
+                writable: false,
+                closed: false
+            }]
+        );
         assert!(event.clear());
         assert!(!event.clear(), "one clear takes all signals");
         assert_eq!(poller.wait(zero).unwrap().count(), 0);

@@ -103,15 +103,22 @@ pub fn eoi() {
     set(lapic::EOI, 0);
 }
 
-/// Ends `vector` until it is no longer in service: false if it comes again and again, as it does while
-/// its wire stays high.
+/// Ends an interrupt that its stub left to ring 3, and lets the next come.
+pub fn end() {
+    eoi();
+    cpu::irq_on();
+}
+
+/// Ends `vector` until it comes no more: false if it comes again and again, as it does while its wire
+/// stays high.
 pub fn end_for_good(vector: u8) -> bool {
     for _ in 0..20 {
-        if !bit(lapic::ISR, vector) {
+        let before = cpu::taken(vector);
+        end();
+        time::pause(time::millis(5));
+        if cpu::taken(vector) == before && !bit(lapic::ISR, vector) {
             return true;
         }
-        eoi();
-        time::pause(time::millis(2));
     }
     false
 }

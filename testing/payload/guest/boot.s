@@ -12,7 +12,9 @@
     .quad pvh_entry
 
 # ---------------------------------------------------------------- interrupt stubs, 32 bytes each, at 0x100000
-# Before {VEC_MANUAL}: exceptions. {VEC_MANUAL}..{VEC_AUTO}: count only, ring 3 ends the interrupt at the LAPIC.
+# Before {VEC_MANUAL}: exceptions. {VEC_MANUAL}..{VEC_AUTO}: count, and go back with interrupts off: ring 3
+# ends the interrupt at the LAPIC and turns them on. (A software KVM may end an interrupt as it is taken;
+# with interrupts on, a level that stays high would then let ring 3 never get anywhere.)
 # From {VEC_AUTO}: count and end it. Vector 6 at one address is the gate to ring 0.
     .section .vectors, "awx", @progbits
     .set vec, 0
@@ -33,6 +35,8 @@
       incl %gs:percpu0 + {PC_COUNTERS} + vec * 4
       .if (vec >= {VEC_AUTO}) && (vec != {VEC_SPURIOUS})
         movabsl %eax, 0xfee000b0    # end of interrupt: the value does not matter
+      .elseif vec != {VEC_SPURIOUS}
+        andl $~0x200, 16(%rsp)      # rflags of the interrupted code
       .endif
       iretq
     .endif

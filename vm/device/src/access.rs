@@ -19,7 +19,10 @@ pub struct Hit {
 impl Hit {
     /// A hit at `offset` of region `region`.
     pub const fn new(region: u8, offset: u64) -> Self {
-        Self { region: RegionId(region), offset }
+        Self {
+            region: RegionId(region),
+            offset,
+        }
     }
 }
 
@@ -55,7 +58,10 @@ pub trait Registers: Send {
 pub fn read_register(value: u64, len: usize, shift: usize, data: &mut [u8]) -> AccessResult {
     let bytes = value.to_le_bytes();
     let end = shift.checked_add(data.len()).ok_or(BadAccess::Width)?;
-    let part = bytes.get(shift..end).filter(|_| end <= len).ok_or(BadAccess::Width)?;
+    let part = bytes
+        .get(shift..end)
+        .filter(|_| end <= len)
+        .ok_or(BadAccess::Width)?;
     data.copy_from_slice(part);
     Ok(())
 }
@@ -70,6 +76,9 @@ mod tests {
         read_register(0x1122_3344, 4, 1, &mut two).unwrap();
         assert_eq!(two, [0x33, 0x22]);
         assert_eq!(read_register(0, 4, 3, &mut two), Err(BadAccess::Width));
-        assert_eq!(read_register(0, 8, usize::MAX, &mut two), Err(BadAccess::Width));
+        assert_eq!(
+            read_register(0, 8, usize::MAX, &mut two),
+            Err(BadAccess::Width)
+        );
     }
 }

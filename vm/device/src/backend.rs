@@ -184,12 +184,6 @@ pub trait NetQueue: Send {
         let _ = on;
         Ok(())
     }
-    /// Puts this queue to use or not: the guest may use fewer pairs than there are, and one that it
-    /// does not use must be given no frames (`TUNSETQUEUE` of a TAP). All are in use at first.
-    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
-        let _ = enabled;
-        Ok(())
-    }
 }
 
 /// A network attachment.

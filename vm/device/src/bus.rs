@@ -94,10 +94,21 @@ impl Bus {
         if let Some(next) = table.get(at).filter(|w| w.base <= last) {
             return Err(conflict(next.target.name()));
         }
-        table.insert(at, Window { base, last, region, target });
+        table.insert(
+            at,
+            Window {
+                base,
+                last,
+                region,
+                target,
+            },
+        );
         self.table.store(Arc::new(table));
         self.evict(base, last);
-        Ok(Mapping { bus: self.clone(), base })
+        Ok(Mapping {
+            bus: self.clone(),
+            base,
+        })
     }
 
     /// Keeps `thing` for the `len` bytes at `base` until it is taken back or any of them is mapped.
@@ -107,7 +118,11 @@ impl Bus {
         let erased: Arc<dyn LetGo> = kept.clone();
         let mut claims = self.claims.lock();
         claims.retain(|claim| claim.kept.strong_count() > 0);
-        claims.push(Claim { base, last, kept: Arc::downgrade(&erased) });
+        claims.push(Claim {
+            base,
+            last,
+            kept: Arc::downgrade(&erased),
+        });
         Kept(kept)
     }
 
@@ -130,7 +145,10 @@ impl Bus {
         let at = table.partition_point(|w| w.last < addr);
         match table.get(at).filter(|w| w.base <= addr) {
             Some(window) => {
-                let hit = Hit { region: window.region, offset: addr - window.base };
+                let hit = Hit {
+                    region: window.region,
+                    offset: addr - window.base,
+                };
                 let room = usize::try_from(window.last - addr).unwrap_or(usize::MAX);
                 if data.len() <= room.saturating_add(1) {
                     window.target.read(hit, data);
@@ -149,7 +167,10 @@ impl Bus {
         let table = self.table.load();
         let at = table.partition_point(|w| w.last < addr);
         if let Some(window) = table.get(at).filter(|w| w.base <= addr) {
-            let hit = Hit { region: window.region, offset: addr - window.base };
+            let hit = Hit {
+                region: window.region,
+                offset: addr - window.base,
+            };
             let room = usize::try_from(window.last - addr).unwrap_or(usize::MAX);
             if data.len() <= room.saturating_add(1) {
                 window.target.write(hit, data);
@@ -164,7 +185,10 @@ impl Bus {
     /// Every window: base, last byte, owner.
     pub fn windows(&self) -> Vec<(u64, u64, String)> {
         let table = self.table.load();
-        table.iter().map(|w| (w.base, w.last, w.target.name().into())).collect()
+        table
+            .iter()
+            .map(|w| (w.base, w.last, w.target.name().into()))
+            .collect()
     }
 }
 

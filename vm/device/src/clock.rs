@@ -114,7 +114,12 @@ impl VmClock {
         let id = state.next_id;
         state.next_id += 1;
         drop(state);
-        Timer { clock: self.clone(), id, waker, deadline: None }
+        Timer {
+            clock: self.clone(),
+            id,
+            waker,
+            deadline: None,
+        }
     }
 
     fn expire(shared: &Weak<Shared>) {
@@ -170,7 +175,13 @@ impl Timer {
     /// Wakes the unit once VM time reaches `deadline`, replacing an earlier deadline.
     pub fn arm(&mut self, deadline: Duration) {
         if self.deadline == Some(deadline) {
-            let armed = self.clock.0.state.lock().armed.contains_key(&(deadline, self.id));
+            let armed = self
+                .clock
+                .0
+                .state
+                .lock()
+                .armed
+                .contains_key(&(deadline, self.id));
             if armed {
                 return;
             }

@@ -38,7 +38,10 @@ impl IrqLine {
     /// Drives `pin` of `sink`.
     pub fn new(sink: Arc<dyn IrqSink>, pin: u32) -> Self {
         let drivers = Mutex::new(BTreeMap::from([(0, false)]));
-        Self { wire: Arc::new(Wire { pin, sink, drivers }), key: 0 }
+        Self {
+            wire: Arc::new(Wire { pin, sink, drivers }),
+            key: 0,
+        }
     }
 
     /// Adds another driver to the same wire.
@@ -47,7 +50,10 @@ impl IrqLine {
         let key = drivers.last_key_value().map_or(0, |(k, _)| k + 1);
         drivers.insert(key, false);
         drop(drivers);
-        Self { wire: self.wire.clone(), key }
+        Self {
+            wire: self.wire.clone(),
+            key,
+        }
     }
 
     /// Sets this driver's level; the wire is the OR of all drivers. The controller hears of every
@@ -64,7 +70,12 @@ impl IrqLine {
 
     /// This driver's level.
     pub fn is_high(&self) -> bool {
-        self.wire.drivers.lock().get(&self.key).copied().unwrap_or(false)
+        self.wire
+            .drivers
+            .lock()
+            .get(&self.key)
+            .copied()
+            .unwrap_or(false)
     }
 
     /// Raises and lowers the wire, for an edge-triggered pin.
@@ -88,7 +99,9 @@ impl Drop for IrqLine {
 
 impl std::fmt::Debug for IrqLine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("IrqLine").field("pin", &self.wire.pin).finish_non_exhaustive()
+        f.debug_struct("IrqLine")
+            .field("pin", &self.wire.pin)
+            .finish_non_exhaustive()
     }
 }
 

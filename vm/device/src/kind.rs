@@ -65,19 +65,29 @@ pub struct Bdf {
 impl Bdf {
     /// The function at `device`.`function` of bus 0.
     pub const fn new(device: u8, function: u8) -> Self {
-        Self { bus: 0, device, function }
+        Self {
+            bus: 0,
+            device,
+            function,
+        }
     }
     /// The requester id (PCI Express Base 5.0 §2.2.4.2).
     pub fn rid(self) -> nyx_memory::Rid {
         nyx_memory::Rid(
-            u16::from(self.bus) << 8 | u16::from(self.device & 31) << 3 | u16::from(self.function & 7),
+            u16::from(self.bus) << 8
+                | u16::from(self.device & 31) << 3
+                | u16::from(self.function & 7),
         )
     }
 }
 
 impl fmt::Display for Bdf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}:{:02x}.{:x}", self.bus, self.device, self.function)
+        write!(
+            f,
+            "{:02x}:{:02x}.{:x}",
+            self.bus, self.device, self.function
+        )
     }
 }
 
@@ -96,7 +106,11 @@ impl TryFrom<String> for Bdf {
             let bus = u8::from_str_radix(bus, 16).ok()?;
             let device = u8::from_str_radix(device, 16).ok().filter(|&d| d < 32)?;
             let function = u8::from_str_radix(function, 16).ok().filter(|&f| f < 8)?;
-            Some(Self { bus, device, function })
+            Some(Self {
+                bus,
+                device,
+                function,
+            })
         };
         parse().ok_or_else(|| format!("{text:?} is not a PCI address like 00:03.0"))
     }
@@ -158,7 +172,9 @@ impl FunctionDemand {
     /// The BAR that holds the MSI-X table (at offset 0) and the pending bits (at half its length),
     /// if there are vectors (PCI Local Bus 3.0 §6.8.2).
     pub fn msix_bar(&self) -> Option<BarDemand> {
-        let table = (u64::from(self.msix_vectors) * 16).next_power_of_two().max(2048);
+        let table = (u64::from(self.msix_vectors) * 16)
+            .next_power_of_two()
+            .max(2048);
         (self.msix_vectors != 0).then_some(BarDemand {
             index: self.msix_bar,
             len: table * 2,
@@ -245,7 +261,10 @@ pub struct ConfigError {
 impl ConfigError {
     /// `path` is unacceptable because of `reason`.
     pub fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { path: path.into(), reason: reason.into() }
+        Self {
+            path: path.into(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -310,7 +329,11 @@ impl Extensions {
     }
     /// Takes a handle of the object of type `T`.
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        self.0.get(std::any::type_name::<T>())?.clone().downcast().ok()
+        self.0
+            .get(std::any::type_name::<T>())?
+            .clone()
+            .downcast()
+            .ok()
     }
 }
 
@@ -403,7 +426,11 @@ mod tests {
 
     #[test]
     fn a_pci_address_reads_back_what_it_prints() {
-        let bdf = Bdf { bus: 0x80, device: 31, function: 7 };
+        let bdf = Bdf {
+            bus: 0x80,
+            device: 31,
+            function: 7,
+        };
         assert_eq!(Bdf::try_from(bdf.to_string()), Ok(bdf));
         assert_eq!(bdf.rid().0, 0x80ff);
         for bad in ["", "0:0", "00:20.0", "00:00.8", "0g:00.0"] {

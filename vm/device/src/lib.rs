@@ -20,20 +20,21 @@ mod unit;
 
 pub use access::{AccessResult, BadAccess, Hit, RegionId, Registers, read_register};
 pub use backend::{
-    BackendKind, BackendOpener, BackendSpec, BlockBackend, BlockDone, BlockGeometry, BlockOp, BlockQueue,
-    BlockRequest, CharBackend, NetBackend, NetLink, NetOffloads, NetQueue, WindowSize,
+    BackendKind, BackendOpener, BackendSpec, BlockBackend, BlockDone, BlockGeometry, BlockOp,
+    BlockQueue, BlockRequest, CharBackend, NetBackend, NetLink, NetOffloads, NetQueue, WindowSize,
 };
 pub use bus::{Bus, Conflict, Kept, Mapping};
 pub use clock::{Timer, VmClock};
 pub use doorbell::{Doorbell, DoorbellBinding, Doorbells, NoDoorbells};
 pub use irq::{IoapicRoutePort, IrqController, IrqLine, IrqSink, Msi, MsiSink};
 pub use kind::{
-    AnyKind, Attach, BarDemand, BarSpace, Bdf, BoxError, ConfigError, Demand, DeviceKind, Erased, Extensions,
-    Fragment, FunctionDemand, IrqDemand, PciPort, Placement, Space, Window, Wiring,
+    AnyKind, Attach, BarDemand, BarSpace, Bdf, BoxError, ConfigError, Demand, DeviceKind, Erased,
+    Extensions, Fragment, FunctionDemand, IrqDemand, PciPort, Placement, Space, Window, Wiring,
 };
 pub use lifecycle::{Drain, DrainToken, Lifecycle, ResetKind, Stuck};
 pub use ports::{
-    Fault, FaultKind, FaultPort, FaultSink, GenerationChange, PowerButton, PowerPort, PowerRequest, PowerSink, Threads,
+    Fault, FaultKind, FaultPort, FaultSink, GenerationChange, PowerButton, PowerPort, PowerRequest,
+    PowerSink, Threads,
 };
 pub use slot::{AnyUnit, Slot, Target, Waker};
 pub use unit::{Device, PciHooks, Unit, UnitName};

@@ -53,7 +53,8 @@ impl Drain {
 
     /// Whether all workers have finished, without waiting.
     pub fn is_complete(&mut self) -> bool {
-        self.0.retain(|done| matches!(done.try_recv(), Err(TryRecvError::Empty)));
+        self.0
+            .retain(|done| matches!(done.try_recv(), Err(TryRecvError::Empty)));
         self.0.is_empty()
     }
 

@@ -56,7 +56,11 @@ impl FaultPort {
     }
     /// Reports `what`.
     pub fn report(&self, kind: FaultKind, what: impl fmt::Display) {
-        self.sink.fault(Fault { unit: self.unit.clone(), kind, what: what.to_string() });
+        self.sink.fault(Fault {
+            unit: self.unit.clone(),
+            kind,
+            what: what.to_string(),
+        });
     }
     /// In whose name this port reports.
     pub fn unit(&self) -> &UnitName {

@@ -2,8 +2,7 @@
 
 use crate::ports::panic_text;
 use crate::{
-    Device, Drain, FaultKind, FaultPort, Hit, IrqSink, Lifecycle, ResetKind, Unit,
-    UnitName,
+    Device, Drain, FaultKind, FaultPort, Hit, IrqSink, Lifecycle, ResetKind, Unit, UnitName,
 };
 use nyx_inspect::{Counter, Inspect, Visitor};
 use nyx_state::{Blob, PersistBlob, RestoreError, SaveError};
@@ -140,7 +139,10 @@ impl<T: ?Sized + Unit> AnyUnit for Slot<T> {
     }
     fn describe(&self, v: &mut dyn Visitor) {
         self.with(|unit| unit.inspect(v));
-        v.leaf("refused_accesses", nyx_inspect::Leaf::Count(self.refused.get()));
+        v.leaf(
+            "refused_accesses",
+            nyx_inspect::Leaf::Count(self.refused.get()),
+        );
     }
     fn clear(&self) {
         drop(self.take());
@@ -191,7 +193,8 @@ impl Waker {
 
 impl std::fmt::Debug for Waker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waker").field("bound", &self.0.get().is_some()).finish()
+        f.debug_struct("Waker")
+            .field("bound", &self.0.get().is_some())
+            .finish()
     }
 }
-

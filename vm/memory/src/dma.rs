@@ -61,18 +61,26 @@ impl DmaSpace {
 
     /// The same memory behind `iommu`, as `rid`.
     pub fn translated(&self, rid: Rid, iommu: Arc<dyn Translate>) -> Self {
-        Self { ram: self.ram.clone(), iommu: Some((rid, iommu)) }
+        Self {
+            ram: self.ram.clone(),
+            iommu: Some((rid, iommu)),
+        }
     }
 
     /// Pins the present memory layout for the duration of one batch of requests.
     pub fn view(&self) -> DmaView<'_> {
-        DmaView { ram: self.ram.memory(), iommu: self.iommu.as_ref() }
+        DmaView {
+            ram: self.ram.memory(),
+            iommu: self.iommu.as_ref(),
+        }
     }
 }
 
 impl std::fmt::Debug for DmaSpace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DmaSpace").field("translated", &self.iommu.is_some()).finish()
+        f.debug_struct("DmaSpace")
+            .field("translated", &self.iommu.is_some())
+            .finish()
     }
 }
 
@@ -124,7 +132,10 @@ impl DmaView<'_> {
         len: usize,
         access: Permissions,
     ) -> std::result::Result<(), PinError> {
-        for range in self.ranges(addr, len, access).map_err(|_| PinError { addr: addr.0, len })? {
+        for range in self
+            .ranges(addr, len, access)
+            .map_err(|_| PinError { addr: addr.0, len })?
+        {
             buffers.push(range)?;
         }
         Ok(())
@@ -139,7 +150,9 @@ impl GuestMemory for DmaView<'_> {
         let Ok(ranges) = self.ranges(addr, count, access) else {
             return false;
         };
-        ranges.iter().all(|r| GuestMemoryBackend::check_range(&*self.ram, r.base, r.len))
+        ranges
+            .iter()
+            .all(|r| GuestMemoryBackend::check_range(&*self.ram, r.base, r.len))
     }
 
     fn get_slices<'a>(
@@ -149,7 +162,11 @@ impl GuestMemory for DmaView<'_> {
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, AtomicBitmap>>> {
         let ranges = self.ranges(addr, count, access)?.into_iter();
-        Ok(Slices { ram: &self.ram, ranges, current: None })
+        Ok(Slices {
+            ram: &self.ram,
+            ranges,
+            current: None,
+        })
     }
 
     fn physical_memory(&self) -> Option<&Ram> {
@@ -172,8 +189,9 @@ impl<'a> Iterator for Slices<'a> {
                 return Some(slice);
             }
             let range = self.ranges.next()?;
-            self.current =
-                Some(GuestMemoryBackend::get_slices(self.ram, range.base, range.len));
+            self.current = Some(GuestMemoryBackend::get_slices(
+                self.ram, range.base, range.len,
+            ));
         }
     }
 }

@@ -17,8 +17,8 @@ mod tests;
 pub use dma::{DmaFault, DmaSpace, DmaView, Extents, Rid, Translate};
 pub use observer::{Backing, DirtySource, RamObserver};
 pub use pinned::{Iovec, PinError, PinnedBuffers};
-pub use range::PinnedRange;
 pub use ram::{AllocateError, Extent, HugePages, Memory, RamConfig, RamSharing};
+pub use range::PinnedRange;
 
 use vm_memory::bitmap::AtomicBitmap;
 

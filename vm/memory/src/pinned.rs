@@ -41,11 +41,19 @@ pub struct PinnedBuffers {
 
 impl PinnedBuffers {
     pub(crate) fn new(ram: Arc<Ram>) -> Self {
-        Self { ram, iovecs: SmallVec::new(), extents: SmallVec::new(), len: 0 }
+        Self {
+            ram,
+            iovecs: SmallVec::new(),
+            extents: SmallVec::new(),
+            len: 0,
+        }
     }
 
     pub(crate) fn push(&mut self, extent: Extent) -> Result<(), PinError> {
-        let refused = PinError { addr: extent.base.0, len: extent.len };
+        let refused = PinError {
+            addr: extent.base.0,
+            len: extent.len,
+        };
         let total = self.len.checked_add(extent.len).ok_or(refused)?;
         if !GuestMemoryBackend::check_range(&*self.ram, extent.base, extent.len) {
             return Err(refused);

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryRegion,
-    GuestRegionMmap,
+    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryRegion, GuestRegionMmap,
 };
 
 /// A run of guest-physical memory.
@@ -101,12 +101,13 @@ impl Memory {
         let mut regions = Vec::with_capacity(config.extents.len());
         for extent in &config.extents {
             let region = map(extent.len, config)?;
-            regions.push(
-                GuestRegionMmap::new(region, extent.base).ok_or(AllocateError::Layout)?,
-            );
+            regions.push(GuestRegionMmap::new(region, extent.base).ok_or(AllocateError::Layout)?);
         }
         let ram = Ram::from_regions(regions).map_err(|_| AllocateError::Layout)?;
-        Ok(Self { ram: GuestMemoryAtomic::new(ram), observers: Vec::new() })
+        Ok(Self {
+            ram: GuestMemoryAtomic::new(ram),
+            observers: Vec::new(),
+        })
     }
 
     /// Adds an observer and tells it about everything already mapped.
@@ -114,13 +115,17 @@ impl Memory {
         let ram = self.ram.memory();
         let mut told = Vec::new();
         for region in ram.iter() {
-            let extent = Extent { base: region.start_addr(), len: region.len() as usize };
+            let extent = Extent {
+                base: region.start_addr(),
+                len: region.len() as usize,
+            };
             let Some(host) = NonNull::new(region.as_ptr()) else {
                 continue;
             };
             let file = region.file_offset().map(|f| (f.file().as_fd(), f.start()));
             if let Err(e) = observer.mapped(extent, &Backing { host, file }) {
-                told.into_iter().for_each(|extent| observer.unmapped(extent));
+                told.into_iter()
+                    .for_each(|extent| observer.unmapped(extent));
                 return Err(AllocateError::Observer(e));
             }
             told.push(extent);
@@ -138,7 +143,10 @@ impl Memory {
     pub fn extents(&self) -> Vec<Extent> {
         let ram = self.ram.memory();
         ram.iter()
-            .map(|r| Extent { base: r.start_addr(), len: r.len() as usize })
+            .map(|r| Extent {
+                base: r.start_addr(),
+                len: r.len() as usize,
+            })
             .collect()
     }
 }
@@ -151,7 +159,10 @@ impl Drop for Memory {
     }
 }
 
-fn map(len: usize, config: &RamConfig) -> Result<vm_memory::MmapRegion<AtomicBitmap>, AllocateError> {
+fn map(
+    len: usize,
+    config: &RamConfig,
+) -> Result<vm_memory::MmapRegion<AtomicBitmap>, AllocateError> {
     let hint = match config.huge_pages {
         HugePages::Off | HugePages::Transparent => "",
         HugePages::Size2M => {
@@ -186,10 +197,13 @@ fn map(len: usize, config: &RamConfig) -> Result<vm_memory::MmapRegion<AtomicBit
         flags &= !libc::MAP_NORESERVE;
         builder = builder.with_hugetlbfs(true);
     }
-    let region = builder.with_mmap_flags(flags).build().map_err(|e| match e {
-        MmapRegionError::Mmap(source) => fail(source),
-        other => fail(io::Error::other(other.to_string())),
-    })?;
+    let region = builder
+        .with_mmap_flags(flags)
+        .build()
+        .map_err(|e| match e {
+            MmapRegionError::Mmap(source) => fail(source),
+            other => fail(io::Error::other(other.to_string())),
+        })?;
     let advise = |advice| {
         // SAFETY: the range is exactly the mapping just made, which `region` owns.
         match unsafe { libc::madvise(region.as_ptr().cast(), len, advice) } {
@@ -209,12 +223,10 @@ fn map(len: usize, config: &RamConfig) -> Result<vm_memory::MmapRegion<AtomicBit
 }
 
 /// Faults every page in for writing, in parallel: one thread per host CPU, at most eight.
-fn prefault(
-    region: &vm_memory::MmapRegion<AtomicBitmap>,
-    len: usize,
-    page: u64,
-) -> io::Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+fn prefault(region: &vm_memory::MmapRegion<AtomicBitmap>, len: usize, page: u64) -> io::Result<()> {
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(8);
     let page = page as usize;
     let share = len.div_ceil(threads).next_multiple_of(page);
     let base = region.as_ptr() as usize;
@@ -236,7 +248,8 @@ fn prefault(
             })
             .collect();
         workers.into_iter().try_for_each(|w| {
-            w.join().unwrap_or_else(|_| Err(io::Error::other("a prefault thread panicked")))
+            w.join()
+                .unwrap_or_else(|_| Err(io::Error::other("a prefault thread panicked")))
         })
     })
 }

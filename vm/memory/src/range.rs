@@ -24,11 +24,19 @@ unsafe impl Sync for PinnedRange {}
 
 impl PinnedRange {
     pub(crate) fn new(ram: Arc<Ram>, extent: Extent) -> Result<Self, PinError> {
-        let refused = PinError { addr: extent.base.0, len: extent.len };
-        let slice = GuestMemoryBackend::get_slice(&*ram, extent.base, extent.len)
-            .map_err(|_| refused)?;
+        let refused = PinError {
+            addr: extent.base.0,
+            len: extent.len,
+        };
+        let slice =
+            GuestMemoryBackend::get_slice(&*ram, extent.base, extent.len).map_err(|_| refused)?;
         let host = slice.ptr_guard_mut().as_ptr();
-        Ok(Self { ram, host, len: extent.len, base: extent.base.0 })
+        Ok(Self {
+            ram,
+            host,
+            len: extent.len,
+            base: extent.base.0,
+        })
     }
 
     /// Length in bytes.
@@ -56,7 +64,8 @@ impl PinnedRange {
 
     /// Loads a little-endian u16 with acquire ordering; `None` out of bounds or unaligned.
     pub fn load_u16(&self, offset: usize) -> Option<u16> {
-        self.atomic(offset).map(|a| u16::from_le(a.load(Ordering::Acquire)))
+        self.atomic(offset)
+            .map(|a| u16::from_le(a.load(Ordering::Acquire)))
     }
 
     /// Stores a little-endian u16 with release ordering; `None` out of bounds or unaligned.

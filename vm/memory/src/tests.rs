@@ -24,7 +24,10 @@ impl Translate for Shifted {
     ) -> Result<(), DmaFault> {
         match iova.0.checked_sub(SHIFT) {
             Some(gpa) if gpa + len as u64 <= 0x1_0000 => {
-                out.push(Extent { base: GuestAddress(gpa), len });
+                out.push(Extent {
+                    base: GuestAddress(gpa),
+                    len,
+                });
                 Ok(())
             }
             _ => Err(DmaFault { iova: iova.0 }),
@@ -34,10 +37,20 @@ impl Translate for Shifted {
 
 fn two_regions() -> Memory {
     let extents = vec![
-        Extent { base: GuestAddress(0), len: 0x1_0000 },
-        Extent { base: GuestAddress(0x10_0000), len: 0x1_0000 },
+        Extent {
+            base: GuestAddress(0),
+            len: 0x1_0000,
+        },
+        Extent {
+            base: GuestAddress(0x10_0000),
+            len: 0x1_0000,
+        },
     ];
-    Memory::allocate(&RamConfig { extents, ..RamConfig::default() }).unwrap()
+    Memory::allocate(&RamConfig {
+        extents,
+        ..RamConfig::default()
+    })
+    .unwrap()
 }
 
 #[test]
@@ -46,7 +59,8 @@ fn a_view_behind_a_viommu_takes_iovas_and_dirties_guest_physical_pages() {
     let atomic = GuestMemoryAtomic::new(ram);
     let device = DmaSpace::identity(atomic.clone()).translated(Rid(0x18), Arc::new(Shifted));
     let view = device.view();
-    view.write_slice(b"hello", GuestAddress(SHIFT + 0x5000)).unwrap();
+    view.write_slice(b"hello", GuestAddress(SHIFT + 0x5000))
+        .unwrap();
     let pinned = atomic.memory();
     let mut got = [0; 5];
     pinned.read_slice(&mut got, GuestAddress(0x5000)).unwrap();
@@ -54,7 +68,10 @@ fn a_view_behind_a_viommu_takes_iovas_and_dirties_guest_physical_pages() {
     let region = pinned.find_region(GuestAddress(0)).unwrap();
     assert!(region.bitmap().dirty_at(0x5000));
     assert!(!region.bitmap().dirty_at(0x4000));
-    assert!(view.write_slice(b"x", GuestAddress(0x5000)).is_err(), "a GPA is not an IOVA");
+    assert!(
+        view.write_slice(b"x", GuestAddress(0x5000)).is_err(),
+        "a GPA is not an IOVA"
+    );
 }
 
 #[test]
@@ -63,11 +80,34 @@ fn pinned_buffers_refuse_what_is_not_ram_and_merge_neighbours() {
     let space = memory.space();
     let view = space.view();
     let mut buffers = view.buffers();
-    view.pin(&mut buffers, GuestAddress(0x1000), 0x100, Permissions::Write).unwrap();
-    view.pin(&mut buffers, GuestAddress(0x1100), 0x100, Permissions::Write).unwrap();
-    view.pin(&mut buffers, GuestAddress(0x10_0000), 0x10, Permissions::Write).unwrap();
+    view.pin(
+        &mut buffers,
+        GuestAddress(0x1000),
+        0x100,
+        Permissions::Write,
+    )
+    .unwrap();
+    view.pin(
+        &mut buffers,
+        GuestAddress(0x1100),
+        0x100,
+        Permissions::Write,
+    )
+    .unwrap();
+    view.pin(
+        &mut buffers,
+        GuestAddress(0x10_0000),
+        0x10,
+        Permissions::Write,
+    )
+    .unwrap();
     assert_eq!((buffers.iovecs().len(), buffers.len()), (2, 0x210));
-    for (addr, len) in [(0xffff_f000, 0x10), (0xfff0, 0x20), (u64::MAX, 2), (0x1_0000, 1)] {
+    for (addr, len) in [
+        (0xffff_f000, 0x10),
+        (0xfff0, 0x20),
+        (u64::MAX, 2),
+        (0x1_0000, 1),
+    ] {
         let refused = view.pin(&mut buffers, GuestAddress(addr), len, Permissions::Write);
         assert_eq!(refused, Err(PinError { addr, len }));
     }
@@ -84,8 +124,20 @@ fn advancing_moves_the_data_and_the_dirty_range_together() {
     let space = memory.space();
     let view = space.view();
     let mut buffers = view.buffers();
-    view.pin(&mut buffers, GuestAddress(0x1f00), 0x100, Permissions::Write).unwrap();
-    view.pin(&mut buffers, GuestAddress(0x3000), 0x100, Permissions::Write).unwrap();
+    view.pin(
+        &mut buffers,
+        GuestAddress(0x1f00),
+        0x100,
+        Permissions::Write,
+    )
+    .unwrap();
+    view.pin(
+        &mut buffers,
+        GuestAddress(0x3000),
+        0x100,
+        Permissions::Write,
+    )
+    .unwrap();
     buffers.advance(0x100);
     assert_eq!(buffers.len(), 0x100);
     buffers.write(&[1; 0x100]);
@@ -94,7 +146,10 @@ fn advancing_moves_the_data_and_the_dirty_range_together() {
     let physical = vm_memory::GuestMemory::physical_memory(&view).unwrap();
     let region = physical.find_region(GuestAddress(0)).unwrap();
     assert!(region.bitmap().dirty_at(0x3000));
-    assert!(!region.bitmap().dirty_at(0x1f00), "the advanced part was not written");
+    assert!(
+        !region.bitmap().dirty_at(0x1f00),
+        "the advanced part was not written"
+    );
     buffers.advance(usize::MAX);
     assert!(buffers.is_empty() && buffers.iovecs().is_empty());
 }
@@ -111,7 +166,10 @@ impl RamObserver for Log {
         Ok(())
     }
     fn unmapped(&mut self, extent: Extent) {
-        self.0.lock().unwrap().push(('-', extent.base.0, extent.len));
+        self.0
+            .lock()
+            .unwrap()
+            .push(('-', extent.base.0, extent.len));
     }
 }
 
@@ -122,7 +180,10 @@ fn observers_hear_what_is_mapped_and_a_veto_rolls_back() {
     memory.subscribe(Box::new(log.clone())).unwrap();
     let vetoing = Log(Arc::default(), Some(1));
     assert!(memory.subscribe(Box::new(vetoing.clone())).is_err());
-    assert_eq!(*vetoing.0.lock().unwrap(), [('+', 0, 0x1_0000), ('-', 0, 0x1_0000)]);
+    assert_eq!(
+        *vetoing.0.lock().unwrap(),
+        [('+', 0, 0x1_0000), ('-', 0, 0x1_0000)]
+    );
     drop(memory);
     let heard = log.0.lock().unwrap().clone();
     assert_eq!(
@@ -138,15 +199,26 @@ fn observers_hear_what_is_mapped_and_a_veto_rolls_back() {
 
 #[test]
 fn shared_memory_has_a_file_and_prefault_commits_it() {
-    let extents = vec![Extent { base: GuestAddress(0), len: 4 << 20 }];
-    let config = RamConfig { extents, sharing: RamSharing::Shared, prefault: true, ..Default::default() };
+    let extents = vec![Extent {
+        base: GuestAddress(0),
+        len: 4 << 20,
+    }];
+    let config = RamConfig {
+        extents,
+        sharing: RamSharing::Shared,
+        prefault: true,
+        ..Default::default()
+    };
     struct HasFile(bool);
     impl RamObserver for HasFile {
         fn mapped(&mut self, _: Extent, backing: &Backing<'_>) -> io::Result<()> {
             let (fd, offset) = backing.file.as_ref().unwrap();
             let stat = rustix::fs::fstat(fd).unwrap();
             assert_eq!((stat.st_size, *offset), (4 << 20, 0));
-            assert!(stat.st_blocks as u64 * 512 >= 4 << 20, "every page is committed");
+            assert!(
+                stat.st_blocks as u64 * 512 >= 4 << 20,
+                "every page is committed"
+            );
             self.0 = true;
             Ok(())
         }
@@ -154,25 +226,50 @@ fn shared_memory_has_a_file_and_prefault_commits_it() {
             assert!(self.0);
         }
     }
-    Memory::allocate(&config).unwrap().subscribe(Box::new(HasFile(false))).unwrap();
+    Memory::allocate(&config)
+        .unwrap()
+        .subscribe(Box::new(HasFile(false)))
+        .unwrap();
 }
 
 #[test]
 fn huge_pages_that_the_host_has_not_are_refused_with_the_mend() {
-    let extents = vec![Extent { base: GuestAddress(0), len: 1 << 40 }];
-    let config = RamConfig { extents, huge_pages: HugePages::Size1G, ..Default::default() };
+    let extents = vec![Extent {
+        base: GuestAddress(0),
+        len: 1 << 40,
+    }];
+    let config = RamConfig {
+        extents,
+        huge_pages: HugePages::Size1G,
+        ..Default::default()
+    };
     let error = Memory::allocate(&config).err().unwrap().to_string();
-    assert!(error.contains("1 GiB huge pages (reserve more: boot with"), "{error}");
+    assert!(
+        error.contains("1 GiB huge pages (reserve more: boot with"),
+        "{error}"
+    );
 }
 
 #[test]
 fn overlapping_extents_are_refused() {
     let extents = vec![
-        Extent { base: GuestAddress(0), len: 0x2000 },
-        Extent { base: GuestAddress(0x1000), len: 0x2000 },
+        Extent {
+            base: GuestAddress(0),
+            len: 0x2000,
+        },
+        Extent {
+            base: GuestAddress(0x1000),
+            len: 0x2000,
+        },
     ];
-    let config = RamConfig { extents, ..Default::default() };
-    assert!(matches!(Memory::allocate(&config), Err(AllocateError::Layout)));
+    let config = RamConfig {
+        extents,
+        ..Default::default()
+    };
+    assert!(matches!(
+        Memory::allocate(&config),
+        Err(AllocateError::Layout)
+    ));
 }
 
 #[test]
@@ -180,8 +277,13 @@ fn a_pinned_range_is_checked_once_and_bounded_always() {
     let memory = two_regions();
     let space = memory.space();
     let view = space.view();
-    assert!(view.pin_range(GuestAddress(0xfff0), 0x20, Permissions::ReadWrite).is_err());
-    let range = view.pin_range(GuestAddress(0x2000), 16, Permissions::ReadWrite).unwrap();
+    assert!(
+        view.pin_range(GuestAddress(0xfff0), 0x20, Permissions::ReadWrite)
+            .is_err()
+    );
+    let range = view
+        .pin_range(GuestAddress(0x2000), 16, Permissions::ReadWrite)
+        .unwrap();
     range.store_u16(2, 0x1234).unwrap();
     assert_eq!(range.load_u16(2), Some(0x1234));
     assert_eq!(range.read::<4>(0), Some([0, 0, 0x34, 0x12]));
@@ -195,5 +297,10 @@ fn a_pinned_range_is_checked_once_and_bounded_always() {
     }
     assert!(range.read::<8>(9).is_none() && range.write(13, [0; 4]).is_none());
     let ram = vm_memory::GuestMemory::physical_memory(&view).unwrap();
-    assert!(ram.find_region(GuestAddress(0)).unwrap().bitmap().dirty_at(0x2000));
+    assert!(
+        ram.find_region(GuestAddress(0))
+            .unwrap()
+            .bitmap()
+            .dirty_at(0x2000)
+    );
 }

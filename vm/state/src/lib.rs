@@ -72,13 +72,19 @@ pub struct SavedBlob {
 
 impl From<Blob> for SavedBlob {
     fn from(blob: Blob) -> Self {
-        Self { name: blob.name, bytes: blob.bytes }
+        Self {
+            name: blob.name,
+            bytes: blob.bytes,
+        }
     }
 }
 
 impl From<SavedBlob> for Blob {
     fn from(blob: SavedBlob) -> Self {
-        Self { name: blob.name, bytes: blob.bytes }
+        Self {
+            name: blob.name,
+            bytes: blob.bytes,
+        }
     }
 }
 
@@ -103,9 +109,11 @@ pub trait PersistBlob {
 
 impl<T: Persist> PersistBlob for T {
     fn save_blob(&self) -> Result<Blob, SaveError> {
-        let bytes =
-            minicbor::to_vec(self.save()?).map_err(|e| SaveError::Encode(e.to_string()))?;
-        Ok(Blob { name: T::Saved::NAME.into(), bytes })
+        let bytes = minicbor::to_vec(self.save()?).map_err(|e| SaveError::Encode(e.to_string()))?;
+        Ok(Blob {
+            name: T::Saved::NAME.into(),
+            bytes,
+        })
     }
 
     fn restore_blob(&mut self, blob: &Blob) -> Result<(), RestoreError> {
@@ -157,7 +165,10 @@ mod tests {
     #[test]
     fn an_older_build_skips_newer_fields() {
         // {0: 7, 9: "from the future"}
-        let blob = Blob { name: "test/1".into(), bytes: vec![0xa2, 0, 7, 9, 0x61, b'z'] };
+        let blob = Blob {
+            name: "test/1".into(),
+            bytes: vec![0xa2, 0, 7, 9, 0x61, b'z'],
+        };
         let mut unit = Unit::default();
         unit.restore_blob(&blob).unwrap();
         assert_eq!(unit.0, 7);
@@ -165,7 +176,10 @@ mod tests {
 
     #[test]
     fn a_blob_of_another_kind_is_refused_by_name() {
-        let blob = Blob { name: "other/1".into(), bytes: vec![] };
+        let blob = Blob {
+            name: "other/1".into(),
+            bytes: vec![],
+        };
         let error = Unit::default().restore_blob(&blob).unwrap_err();
         assert_eq!(error.to_string(), "saved state is other/1, expected test/1");
     }

@@ -68,11 +68,7 @@ impl Chain {
     }
 
     /// Copies `N` bytes from offset `at` of the readable part.
-    pub fn read<const N: usize>(
-        &self,
-        view: &DmaView<'_>,
-        at: u64,
-    ) -> Result<[u8; N], ChainError> {
+    pub fn read<const N: usize>(&self, view: &DmaView<'_>, at: u64) -> Result<[u8; N], ChainError> {
         let mut bytes = [0; N];
         self.read_into(view, at, &mut bytes)?;
         Ok(bytes)
@@ -89,10 +85,15 @@ impl Chain {
         for run in runs(&self.readable, at, bytes.len() as u64) {
             let len = run.len as usize;
             let part = bytes.get_mut(done..done + len).ok_or(ChainError::Short)?;
-            view.read_slice(part, GuestAddress(run.addr)).map_err(|_| run.unmapped())?;
+            view.read_slice(part, GuestAddress(run.addr))
+                .map_err(|_| run.unmapped())?;
             done += len;
         }
-        if done == bytes.len() { Ok(()) } else { Err(ChainError::Short) }
+        if done == bytes.len() {
+            Ok(())
+        } else {
+            Err(ChainError::Short)
+        }
     }
 
     /// Writes `bytes` at offset `at` of the writable part.
@@ -101,10 +102,15 @@ impl Chain {
         for run in runs(&self.writable, at, bytes.len() as u64) {
             let len = run.len as usize;
             let part = bytes.get(done..done + len).ok_or(ChainError::Short)?;
-            view.write_slice(part, GuestAddress(run.addr)).map_err(|_| run.unmapped())?;
+            view.write_slice(part, GuestAddress(run.addr))
+                .map_err(|_| run.unmapped())?;
             done += len;
         }
-        if done == bytes.len() { Ok(()) } else { Err(ChainError::Short) }
+        if done == bytes.len() {
+            Ok(())
+        } else {
+            Err(ChainError::Short)
+        }
     }
 
     /// Pins `len` bytes at offset `at` of the readable part, for the kernel to read from.
@@ -135,7 +141,12 @@ impl Chain {
         buffers: &mut PinnedBuffers,
     ) -> Result<(), ChainError> {
         for run in runs(&self.writable, 0, self.writable_len) {
-            view.pin(buffers, GuestAddress(run.addr), run.len as usize, Permissions::Write)?;
+            view.pin(
+                buffers,
+                GuestAddress(run.addr),
+                run.len as usize,
+                Permissions::Write,
+            )?;
         }
         Ok(())
     }
@@ -160,7 +171,10 @@ struct Run {
 
 impl Run {
     fn unmapped(self) -> ChainError {
-        ChainError::Unmapped(PinError { addr: self.addr, len: self.len as usize })
+        ChainError::Unmapped(PinError {
+            addr: self.addr,
+            len: self.len as usize,
+        })
     }
 }
 
@@ -174,7 +188,10 @@ fn runs(descriptors: &[Descriptor], at: u64, len: u64) -> impl Iterator<Item = R
         let take = left.min(here - skipped);
         left -= take;
         // The sum does not wrap: it was checked when the chain was taken.
-        (take != 0).then_some(Run { addr: d.addr + skipped, len: take })
+        (take != 0).then_some(Run {
+            addr: d.addr + skipped,
+            len: take,
+        })
     })
 }
 
@@ -187,7 +204,16 @@ fn pin(
 ) -> Result<PinnedBuffers, ChainError> {
     let mut buffers = view.buffers();
     for run in runs(descriptors, at, len) {
-        view.pin(&mut buffers, GuestAddress(run.addr), run.len as usize, access)?;
+        view.pin(
+            &mut buffers,
+            GuestAddress(run.addr),
+            run.len as usize,
+            access,
+        )?;
     }
-    if buffers.len() as u64 == len { Ok(buffers) } else { Err(ChainError::Short) }
+    if buffers.len() as u64 == len {
+        Ok(buffers)
+    } else {
+        Err(ChainError::Short)
+    }
 }

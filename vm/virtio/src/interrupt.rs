@@ -79,7 +79,10 @@ impl Interrupt {
     pub fn queue(&self, index: u16) {
         self.queue_interrupts.inc();
         let vector = self.queue_vectors.get(usize::from(index));
-        self.raise(vector.map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed)), ISR_QUEUE);
+        self.raise(
+            vector.map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed)),
+            ISR_QUEUE,
+        );
     }
 
     /// Tells the driver that the device's configuration changed.
@@ -151,7 +154,8 @@ impl Interrupt {
 
     pub(crate) fn set_isr(&self, isr: u32) {
         let _pin = self.pin.lock();
-        self.isr.store(isr & (ISR_QUEUE | ISR_CONFIG), Ordering::Release);
+        self.isr
+            .store(isr & (ISR_QUEUE | ISR_CONFIG), Ordering::Release);
         self.set_pin();
     }
 
@@ -161,7 +165,11 @@ impl Interrupt {
 
     /// The status bit to show.
     pub(crate) fn status_bits(&self) -> u8 {
-        if self.needs_reset.load(Ordering::Acquire) { VIRTIO_CONFIG_S_NEEDS_RESET as u8 } else { 0 }
+        if self.needs_reset.load(Ordering::Acquire) {
+            VIRTIO_CONFIG_S_NEEDS_RESET as u8
+        } else {
+            0
+        }
     }
 
     pub(crate) fn set_needs_reset(&self, on: bool) {
@@ -206,6 +214,8 @@ impl Interrupt {
 
 impl fmt::Debug for Interrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Interrupt").field("isr", &self.isr()).finish_non_exhaustive()
+        f.debug_struct("Interrupt")
+            .field("isr", &self.isr())
+            .finish_non_exhaustive()
     }
 }

@@ -26,7 +26,10 @@ impl<K: VirtioKind> DeviceKind for Virtio<K> {
     fn demand(config: &K::Config, attach: Attach) -> Result<Demand, ConfigError> {
         let shape = K::shape(config)?;
         Ok(match attach {
-            Attach::Pci => Demand { pci: Some(pci::demand(&shape)), ..Demand::default() },
+            Attach::Pci => Demand {
+                pci: Some(pci::demand(&shape)),
+                ..Demand::default()
+            },
             Attach::Mmio => Demand {
                 windows: vec![Window {
                     region: mmio::REGION,

@@ -28,7 +28,10 @@ pub(crate) struct VirtioMmio {
 
 impl VirtioMmio {
     pub(crate) fn new(transport: Transport, device_id: u16) -> Self {
-        Self { transport, device_id }
+        Self {
+            transport,
+            device_id,
+        }
     }
 }
 
@@ -116,8 +119,13 @@ impl Inspect for VirtioMmio {
 impl Persist for VirtioMmio {
     type Saved = saved::VirtioMmio;
     fn save(&self) -> Result<saved::VirtioMmio, SaveError> {
-        let Self { transport, device_id: _ } = self;
-        Ok(saved::VirtioMmio { transport: transport.save()? })
+        let Self {
+            transport,
+            device_id: _,
+        } = self;
+        Ok(saved::VirtioMmio {
+            transport: transport.save()?,
+        })
     }
     fn restore(&mut self, saved: saved::VirtioMmio) -> Result<(), RestoreError> {
         self.transport.restore(saved.transport)

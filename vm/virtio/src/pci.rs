@@ -71,7 +71,11 @@ pub(crate) struct VirtioPci {
 impl VirtioPci {
     pub(crate) fn new(transport: Transport) -> Self {
         let vectors = transport.queue_count() + 1;
-        Self { transport, vectors, access: [0; 12] }
+        Self {
+            transport,
+            vectors,
+            access: [0; 12],
+        }
     }
 
     fn interrupt(&self) -> &Arc<Interrupt> {
@@ -80,7 +84,11 @@ impl VirtioPci {
 
     /// §4.1.5.1.2: a vector that cannot be used reads back as none.
     fn vector(&self, vector: u16) -> u16 {
-        if vector < self.vectors { vector } else { NO_VECTOR }
+        if vector < self.vectors {
+            vector
+        } else {
+            NO_VECTOR
+        }
     }
 
     fn read_common(&mut self, offset: u64, data: &mut [u8]) -> AccessResult {
@@ -118,7 +126,10 @@ impl VirtioPci {
         };
         let value = u64::from_le_bytes({
             let mut bytes = [0; 8];
-            bytes.get_mut(..data.len()).ok_or(BadAccess::Width)?.copy_from_slice(data);
+            bytes
+                .get_mut(..data.len())
+                .ok_or(BadAccess::Width)?
+                .copy_from_slice(data);
             bytes
         });
         // §4.1.3.1: fields are written whole, 64-bit ones also by halves.
@@ -142,8 +153,7 @@ impl VirtioPci {
                 let (vector, queue) = (self.vector(value as u16), t_select(&self.transport));
                 self.interrupt().set_queue_vector(queue, vector);
             }
-            // §4.1.4.3.2: the driver must not write 0.
-            28 if value == 1 => t.set_queue_ready(true),
+            28 => t.set_queue_ready(value & 1 != 0),
             32 | 40 | 48 => {
                 let area = match start {
                     32 => Area::Descriptors,
@@ -202,7 +212,9 @@ fn common_field(offset: u64) -> Option<(u64, usize)> {
         (56, 2),
         (58, 2),
     ];
-    FIELDS.into_iter().find(|&(start, len)| offset >= start && offset < start + len as u64)
+    FIELDS
+        .into_iter()
+        .find(|&(start, len)| offset >= start && offset < start + len as u64)
 }
 
 impl Registers for VirtioPci {
@@ -273,7 +285,15 @@ impl PciHooks for VirtioPci {
             && offset == BODY_DATA
             && data.len() >= len
             && let Some(data) = data.get_mut(..len)
-            && self.read(Hit { region: RegionId(BAR), offset: at }, data).is_err()
+            && self
+                .read(
+                    Hit {
+                        region: RegionId(BAR),
+                        offset: at,
+                    },
+                    data,
+                )
+                .is_err()
         {
             data.fill(0xff);
         }
@@ -289,7 +309,13 @@ impl PciHooks for VirtioPci {
                 && let Some(data) = data.get(..len)
             {
                 // An access that the BAR refuses has no effect, as on the bus.
-                let _ = self.write(Hit { region: RegionId(BAR), offset: at }, data);
+                let _ = self.write(
+                    Hit {
+                        region: RegionId(BAR),
+                        offset: at,
+                    },
+                    data,
+                );
             }
             return true;
         }
@@ -331,8 +357,15 @@ impl Inspect for VirtioPci {
 impl Persist for VirtioPci {
     type Saved = saved::VirtioPci;
     fn save(&self) -> Result<saved::VirtioPci, SaveError> {
-        let Self { transport, vectors: _, access } = self;
-        Ok(saved::VirtioPci { transport: transport.save()?, access: *access })
+        let Self {
+            transport,
+            vectors: _,
+            access,
+        } = self;
+        Ok(saved::VirtioPci {
+            transport: transport.save()?,
+            access: *access,
+        })
     }
     fn restore(&mut self, saved: saved::VirtioPci) -> Result<(), RestoreError> {
         let vectors = saved.transport.queues.iter().map(|q| q.vector);
@@ -340,7 +373,9 @@ impl Persist for VirtioPci {
             .chain([saved.transport.config_vector])
             .any(|v| v != NO_VECTOR && v >= self.vectors)
         {
-            return Err(RestoreError::Invalid("an interrupt vector that does not exist"));
+            return Err(RestoreError::Invalid(
+                "an interrupt vector that does not exist",
+            ));
         }
         self.transport.restore(saved.transport)?;
         self.access = saved.access;

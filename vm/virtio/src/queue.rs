@@ -139,7 +139,10 @@ impl VirtQueue {
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let pin = |address: u64, len: usize, align: u64| {
             if !address.is_multiple_of(align) {
-                return Err(QueueError::Alignment { queue: index, address });
+                return Err(QueueError::Alignment {
+                    queue: index,
+                    address,
+                });
             }
             view.pin_range(GuestAddress(address), len, Permissions::ReadWrite)
                 .map_err(|pin| QueueError::Ring { queue: index, pin })
@@ -180,7 +183,10 @@ impl VirtQueue {
 
     /// How far it has come.
     pub fn progress(&self) -> QueueProgress {
-        QueueProgress { next_available: self.next_available, next_used: self.next_used }
+        QueueProgress {
+            next_available: self.next_available,
+            next_used: self.next_used,
+        }
     }
 
     fn slot(&self, index: u16) -> usize {
@@ -205,7 +211,11 @@ impl VirtQueue {
             return Ok(None);
         }
         if available > self.size {
-            return Err(QueueError::Available { queue: self.index, available, size: self.size });
+            return Err(QueueError::Available {
+                queue: self.index,
+                available,
+                size: self.size,
+            });
         }
         let entry = RING_HEADER + self.slot(self.next_available) * 2;
         let head = self.available.load_u16(entry).unwrap_or(u16::MAX);
@@ -226,7 +236,9 @@ impl VirtQueue {
         let mut next = Some(head);
         let mut left = self.size;
         while let Some(index) = next {
-            left = left.checked_sub(1).ok_or(QueueError::Loop { queue, head })?;
+            left = left
+                .checked_sub(1)
+                .ok_or(QueueError::Loop { queue, head })?;
             if index >= self.size {
                 return Err(QueueError::Index { queue, index });
             }
@@ -275,7 +287,9 @@ impl VirtQueue {
         let mut next = Some(0);
         let mut left = fetched;
         while let Some(index) = next {
-            left = left.checked_sub(1).ok_or_else(|| bad("an indirect table that loops"))?;
+            left = left
+                .checked_sub(1)
+                .ok_or_else(|| bad("an indirect table that loops"))?;
             let raw = raws
                 .get(usize::from(index))
                 .ok_or_else(|| bad("an indirect descriptor beyond its table"))?;
@@ -366,7 +380,24 @@ struct RawDescriptor {
 
 impl RawDescriptor {
     fn from_bytes(b: [u8; DESCRIPTOR]) -> Self {
-        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = b;
+        let [
+            a0,
+            a1,
+            a2,
+            a3,
+            a4,
+            a5,
+            a6,
+            a7,
+            l0,
+            l1,
+            l2,
+            l3,
+            f0,
+            f1,
+            n0,
+            n1,
+        ] = b;
         Self {
             addr: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
             len: u32::from_le_bytes([l0, l1, l2, l3]),

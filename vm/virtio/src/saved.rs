@@ -1,7 +1,7 @@
 //! Saved forms of the transports.
 
-use nyx_state::{Saved, SavedBlob};
 use nyx_state::minicbor::{self, Decode, Encode};
+use nyx_state::{Saved, SavedBlob};
 
 /// One queue.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -101,7 +101,10 @@ impl VirtioDevice for Mirror {
     }
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(self.config.get(from..).unwrap_or_default()) {
+        for (byte, value) in data
+            .iter_mut()
+            .zip(self.config.get(from..).unwrap_or_default())
+        {
             *byte = *value;
         }
     }
@@ -116,7 +119,12 @@ impl VirtioDevice for Mirror {
             .into_iter()
             .map(|queue| {
                 let (dma, held) = (dma.clone(), self.held.clone());
-                Box::new(MirrorTask { queue, dma, held, waiting: Vec::new() }) as _
+                Box::new(MirrorTask {
+                    queue,
+                    dma,
+                    held,
+                    waiting: Vec::new(),
+                }) as _
             })
             .collect())
     }
@@ -149,12 +157,24 @@ impl VirtioKind for MirrorKind {
     const KIND: &'static str = "virtio-mirror";
     type Config = MirrorConfig;
     fn shape(_: &MirrorConfig) -> Result<Shape, ConfigError> {
-        Ok(Shape { device_id: 42, queues: 2, class: [0xff, 0, 0] })
+        Ok(Shape {
+            device_id: 42,
+            queues: 2,
+            class: [0xff, 0, 0],
+        })
     }
     fn build(_: MirrorConfig, wiring: &mut Wiring<'_>) -> Result<Box<dyn VirtioDevice>, BoxError> {
-        let held = wiring.extensions.get::<Held>().map(|h| h.0.clone()).unwrap_or_default();
+        let held = wiring
+            .extensions
+            .get::<Held>()
+            .map(|h| h.0.clone())
+            .unwrap_or_default();
         let config = *b"nyxnyx!!";
-        Ok(Box::new(Mirror { interrupt: None, config, held }))
+        Ok(Box::new(Mirror {
+            interrupt: None,
+            config,
+            held,
+        }))
     }
 }
 
@@ -202,7 +222,13 @@ impl Rig {
         bench.extensions.offer(Arc::new(Held(held.clone())));
         let slot = bench.plug(bench.build::<Virtio<MirrorKind>>());
         slot.with(|d| d.start());
-        Self { bench, slot, attach, held, available: 0 }
+        Self {
+            bench,
+            slot,
+            attach,
+            held,
+            available: 0,
+        }
     }
 
     fn at(&self, reg: Reg) -> (u64, usize) {
@@ -234,14 +260,19 @@ impl Rig {
 
     fn read_at(&self, offset: u64, len: usize) -> u64 {
         let mut bytes = [0; 8];
-        let done = self.slot.with(|d| d.read(Hit::new(0, offset), &mut bytes[..len]));
+        let done = self
+            .slot
+            .with(|d| d.read(Hit::new(0, offset), &mut bytes[..len]));
         done.unwrap().unwrap();
         u64::from_le_bytes(bytes)
     }
 
     fn write_at(&self, offset: u64, len: usize, value: u64) {
         let bytes = value.to_le_bytes();
-        self.slot.with(|d| d.write(Hit::new(0, offset), &bytes[..len])).unwrap().unwrap();
+        self.slot
+            .with(|d| d.write(Hit::new(0, offset), &bytes[..len]))
+            .unwrap()
+            .unwrap();
     }
 
     fn read(&self, reg: Reg) -> u64 {
@@ -292,12 +323,20 @@ impl Rig {
     }
 
     fn poke<const N: usize>(&self, at: u64, bytes: [u8; N]) {
-        self.bench.dma.view().write_slice(&bytes, GuestAddress(at)).unwrap();
+        self.bench
+            .dma
+            .view()
+            .write_slice(&bytes, GuestAddress(at))
+            .unwrap();
     }
 
     fn peek<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.bench.dma.view().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        self.bench
+            .dma
+            .view()
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
         bytes
     }
 
@@ -310,7 +349,10 @@ impl Rig {
     }
 
     fn offer(&mut self, head: u16) {
-        self.poke(AVAIL + 4 + u64::from(self.available % 4) * 2, head.to_le_bytes());
+        self.poke(
+            AVAIL + 4 + u64::from(self.available % 4) * 2,
+            head.to_le_bytes(),
+        );
         self.available = self.available.wrapping_add(1);
         self.poke(AVAIL + 2, self.available.to_le_bytes());
         self.kick();
@@ -356,7 +398,9 @@ impl Rig {
 
     fn quiesce(&self) {
         let drain = self.slot.with(|d| d.stop()).unwrap();
-        drain.wait(Instant::now() + Duration::from_secs(10)).unwrap();
+        drain
+            .wait(Instant::now() + Duration::from_secs(10))
+            .unwrap();
     }
 }
 
@@ -433,7 +477,11 @@ fn configuration_is_frozen_once_live() {
     both(|attach| {
         let mut rig = Rig::new(attach);
         rig.live(0);
-        for (reg, value) in [(Reg::QueueSize, 8), (Reg::Descriptors, 0xffff_0000), (Reg::Driver, 4)] {
+        for (reg, value) in [
+            (Reg::QueueSize, 8),
+            (Reg::Descriptors, 0xffff_0000),
+            (Reg::Driver, 4),
+        ] {
             rig.write(reg, value);
         }
         rig.write(Reg::QueueReady, 0);
@@ -466,9 +514,13 @@ fn every_kind_of_broken_ring_needs_a_reset_and_a_reset_heals() {
             r.descriptor(DESC, 0, DATA, 1, 3, 1);
             r.descriptor(DESC, 1, DATA, 1, 0, 0);
         }),
-        ("wraps around", &|r| r.descriptor(DESC, 0, u64::MAX, 2, 0, 0)),
+        ("wraps around", &|r| {
+            r.descriptor(DESC, 0, u64::MAX, 2, 0, 0)
+        }),
         ("wrong length", &|r| r.descriptor(DESC, 0, DATA, 17, 4, 0)),
-        ("outside memory", &|r| r.descriptor(DESC, 0, dead_ram, 32, 4, 0)),
+        ("outside memory", &|r| {
+            r.descriptor(DESC, 0, dead_ram, 32, 4, 0)
+        }),
         ("within an indirect", &|r| {
             r.descriptor(DESC, 0, DATA, 16, 4, 0);
             r.descriptor(DATA, 0, DATA, 16, 4, 0);
@@ -484,7 +536,11 @@ fn every_kind_of_broken_ring_needs_a_reset_and_a_reset_heals() {
             rig.poke(AVAIL + 2, rig.available.to_le_bytes());
             rig.kick();
             rig.wait(what, || rig.status() == LIVE | NEEDS_RESET);
-            let faults = rig.bench.faults.take();
+            let mut faults = Vec::new();
+            rig.wait("the fault", || {
+                faults.extend(rig.bench.faults.take());
+                !faults.is_empty()
+            });
             assert_eq!(faults.len(), 1, "{what}");
             assert_eq!(faults[0].kind, FaultKind::Protocol);
             assert!(faults[0].what.contains(what), "{what}: {}", faults[0].what);
@@ -551,8 +607,17 @@ fn a_live_device_moves_to_another_machine_mid_stream() {
         let mut other = Rig::new(attach);
         other.quiesce();
         let mut ram = vec![0; 0x10000];
-        rig.bench.dma.view().read_slice(&mut ram, GuestAddress(0)).unwrap();
-        other.bench.dma.view().write_slice(&ram, GuestAddress(0)).unwrap();
+        rig.bench
+            .dma
+            .view()
+            .read_slice(&mut ram, GuestAddress(0))
+            .unwrap();
+        other
+            .bench
+            .dma
+            .view()
+            .write_slice(&ram, GuestAddress(0))
+            .unwrap();
         other.available = rig.available;
         other.slot.with(|d| d.restore_blob(&blob)).unwrap().unwrap();
         assert_eq!(other.slot.with(|d| d.save_blob()).unwrap().unwrap(), blob);
@@ -582,7 +647,9 @@ fn with_event_indices_the_driver_is_interrupted_only_when_it_asked() {
     rig.mirror(*b"3rd.");
     rig.wait("the third's interrupt", || rig.interrupted());
     let avail_event = USED + 4 + 32;
-    rig.wait("the kick threshold", || u16::from_le_bytes(rig.peek(avail_event)) == 3);
+    rig.wait("the kick threshold", || {
+        u16::from_le_bytes(rig.peek(avail_event)) == 3
+    });
 }
 
 #[test]
@@ -623,17 +690,35 @@ fn hostile_saved_state_is_refused() {
         let bytes = nyx_state::minicbor::to_vec(&saved).unwrap();
         let other = Rig::new(Attach::Pci);
         other.quiesce();
-        let blob = nyx_state::Blob { name: blob.name.clone(), bytes };
-        other.slot.with(|d| d.restore_blob(&blob)).unwrap().unwrap_err().to_string()
+        let blob = nyx_state::Blob {
+            name: blob.name.clone(),
+            bytes,
+        };
+        other
+            .slot
+            .with(|d| d.restore_blob(&blob))
+            .unwrap()
+            .unwrap_err()
+            .to_string()
     };
     type Spoil<'a> = &'a dyn Fn(&mut crate::saved::VirtioPci);
     let cases: [(&str, Spoil<'_>); 6] = [
-        ("another number of queues", &|s| drop(s.transport.queues.pop())),
-        ("an impossible queue size", &|s| s.transport.queues[0].size = 3),
-        ("an impossible queue size", &|s| s.transport.queues[0].size = 0x8000),
-        ("features that this device", &|s| s.transport.accepted |= 1 << 60),
+        ("another number of queues", &|s| {
+            drop(s.transport.queues.pop())
+        }),
+        ("an impossible queue size", &|s| {
+            s.transport.queues[0].size = 3
+        }),
+        ("an impossible queue size", &|s| {
+            s.transport.queues[0].size = 0x8000
+        }),
+        ("features that this device", &|s| {
+            s.transport.accepted |= 1 << 60
+        }),
         ("without agreed features", &|s| s.transport.status = 4),
-        ("vector that does not exist", &|s| s.transport.config_vector = 9),
+        ("vector that does not exist", &|s| {
+            s.transport.config_vector = 9
+        }),
     ];
     for (what, spoil) in cases {
         let said = refuse(spoil);

@@ -28,9 +28,8 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Feature bits every device offers.
-const RING_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
-    | 1 << VIRTIO_RING_F_INDIRECT_DESC
-    | 1 << VIRTIO_RING_F_EVENT_IDX;
+const RING_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
 const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
@@ -88,7 +87,10 @@ impl Transport {
         for max_size in device.queue_sizes() {
             queues.push(QueueSetup {
                 max_size,
-                layout: QueueLayout { size: max_size, ..QueueLayout::default() },
+                layout: QueueLayout {
+                    size: max_size,
+                    ..QueueLayout::default()
+                },
                 ready: false,
                 kick: Arc::new(EventFd::new()?),
                 progress: QueueProgress::default(),
@@ -148,7 +150,9 @@ impl Transport {
         let live = new & DRIVER_OK != 0 && self.status & DRIVER_OK == 0;
         self.status = new;
         if live {
-            self.queues.iter_mut().for_each(|q| q.progress = QueueProgress::default());
+            self.queues
+                .iter_mut()
+                .for_each(|q| q.progress = QueueProgress::default());
             self.activate();
         }
     }
@@ -174,7 +178,14 @@ impl Transport {
         for (index, queue) in self.queues.iter().enumerate().filter(|(_, q)| q.ready) {
             let index = u16::try_from(index).unwrap_or(u16::MAX);
             let ends = (self.interrupt.clone(), queue.kick.clone());
-            match VirtQueue::new(index, queue.layout, queue.progress, self.accepted, &view, ends) {
+            match VirtQueue::new(
+                index,
+                queue.layout,
+                queue.progress,
+                self.accepted,
+                &view,
+                ends,
+            ) {
                 Ok(queue) => live.push(queue),
                 Err(e) => return self.interrupt.broken(e),
             }
@@ -196,7 +207,9 @@ impl Transport {
                 Ok(worker) => self.workers.push(worker),
                 Err(e) => {
                     self.workers.clear();
-                    return self.interrupt.broken(format_args!("cannot start a worker: {e}"));
+                    return self
+                        .interrupt
+                        .broken(format_args!("cannot start a worker: {e}"));
                 }
             }
         }
@@ -228,7 +241,10 @@ impl Transport {
         self.driver_feature_select = 0;
         self.queue_select = 0;
         for queue in &mut self.queues {
-            queue.layout = QueueLayout { size: queue.max_size, ..QueueLayout::default() };
+            queue.layout = QueueLayout {
+                size: queue.max_size,
+                ..QueueLayout::default()
+            };
             queue.ready = false;
             queue.progress = QueueProgress::default();
             queue.kick.clear();
@@ -370,7 +386,11 @@ impl Transport {
     }
 
     pub(crate) fn stop(&mut self) -> Drain {
-        let parked = self.workers.iter().map(Worker::park).fold(Drain::idle(), Drain::and);
+        let parked = self
+            .workers
+            .iter()
+            .map(Worker::park)
+            .fold(Drain::idle(), Drain::and);
         match self.resetting.take() {
             // The caller waits for the workers, so the reset may as well be over.
             Some(drain) => {
@@ -416,7 +436,9 @@ impl Transport {
                 device: q.layout.device,
                 next_available: progress.next_available,
                 next_used: progress.next_used,
-                vector: self.interrupt.queue_vector(u16::try_from(i).unwrap_or(u16::MAX)),
+                vector: self
+                    .interrupt
+                    .queue_vector(u16::try_from(i).unwrap_or(u16::MAX)),
             })
             .collect();
         Ok(saved::Transport {
@@ -438,7 +460,8 @@ impl Transport {
         if saved.queues.len() != self.queues.len() {
             return invalid("another number of queues");
         }
-        if saved.accepted & !self.offered != 0 {
+        // Before FEATURES_OK the driver may have written anything.
+        if saved.status & FEATURES_OK != 0 && saved.accepted & !self.offered != 0 {
             return invalid("features that this device does not offer");
         }
         if saved.status & DRIVER_OK != 0 && saved.status & FEATURES_OK == 0 {
@@ -483,7 +506,10 @@ impl Transport {
 
 impl Inspect for Transport {
     fn inspect(&self, v: &mut dyn Visitor) {
-        v.leaf("status", Leaf::Hex((self.status | self.interrupt.status_bits()).into()));
+        v.leaf(
+            "status",
+            Leaf::Hex((self.status | self.interrupt.status_bits()).into()),
+        );
         v.leaf("features_offered", Leaf::Hex(self.offered));
         v.leaf("features_accepted", Leaf::Hex(self.accepted));
         v.leaf("workers", Leaf::Number(self.workers.len() as u64));

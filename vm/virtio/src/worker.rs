@@ -51,7 +51,13 @@ impl Worker {
         });
         let poller = Poller::new()?;
         poller.add(&shared.event, COMMAND, Interest::Readable)?;
-        let thread = Thread { shared: shared.clone(), poller, task, interrupt, broken: false };
+        let thread = Thread {
+            shared: shared.clone(),
+            poller,
+            task,
+            interrupt,
+            broken: false,
+        };
         threads.spawn(role, move || thread.run())?;
         Ok(Self { shared })
     }
@@ -176,9 +182,11 @@ impl Thread {
                 self.breaks(&e.into());
             }
             let first = again.take();
+            let mut commanded = false;
             for token in first.into_iter().chain(ready.iter().copied()) {
                 if token == COMMAND {
-                    self.shared.event.clear();
+                    // The commands themselves are read at the top of the next round.
+                    commanded = self.shared.event.clear();
                 } else if !self.broken {
                     let next = self.step(|task, poller| task.ready(token, poller));
                     again = again.or(next);
@@ -187,7 +195,7 @@ impl Thread {
             if self.broken {
                 // Nothing but a command matters any more; do not spin on ready descriptors.
                 again = None;
-                if matches!(goal, Goal::Serve) {
+                if matches!(goal, Goal::Serve) && !commanded {
                     self.wait_for_command();
                 }
             }

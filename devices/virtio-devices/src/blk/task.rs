@@ -50,6 +50,8 @@ pub(crate) struct BlkTask {
     slots: Vec<Option<InFlight>>,
     free: Vec<u16>,
     done: Vec<BlockDone>,
+    /// Requests were answered that the driver does not see yet.
+    answered: bool,
     /// Requests were handed to the backend since the last kick.
     submitted: bool,
     draining: bool,
@@ -74,6 +76,7 @@ impl BlkTask {
             dma,
             medium,
             write_through,
+            answered: false,
             submitted: false,
             draining: false,
         }
@@ -96,8 +99,8 @@ impl BlkTask {
             }
             // A backend that completes within the kick is answered in this same wakeup.
             self.reap(&view)?;
+            self.answer();
             if left == 0 {
-                self.answer();
                 return Ok(Progress::Again(KICK));
             }
             // With every slot taken, a completion is what brings the task back.
@@ -110,8 +113,10 @@ impl BlkTask {
     }
 
     fn answer(&mut self) {
-        self.queue.publish();
-        self.queue.notify();
+        if std::mem::take(&mut self.answered) {
+            self.queue.publish();
+            self.queue.notify();
+        }
     }
 
     /// Hands one request to the backend, or answers it.
@@ -308,6 +313,7 @@ impl BlkTask {
             .write(view, request::status_at(chain)?, &[status])
             .map_err(|_| TaskError::Protocol("the status of a block request is not in memory"))?;
         self.queue.fill(chain.head(), read.saturating_add(1));
+        self.answered = true;
         Ok(())
     }
 }

@@ -518,7 +518,7 @@ fn bad_configurations_are_refused_by_name() {
 fn part() -> impl Strategy<Value = Part> {
     proptest::prop_oneof![
         (0..20u32, any::<u64>()).prop_map(|(kind, sector)| Part::Read(header(kind, sector % 4096))),
-        (0..64usize).prop_map(|n| Part::Write(n)),
+        (0..64usize).prop_map(Part::Write),
         prop::collection::vec(any::<u8>(), 0..64).prop_map(Part::Read),
         (0..4usize).prop_map(|n| Part::Write(n * 512 + 1)),
         (any::<u64>(), any::<u32>(), any::<bool>()).prop_map(|(addr, len, w)| Part::Raw(

@@ -138,7 +138,7 @@ impl Receiver {
                     io::ErrorKind::WouldBlock => return Ok(Outcome::Empty),
                     io::ErrorKind::InvalidData => self.counters.rx_oversize.inc(),
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::UnexpectedEof => return Ok(self.give_up()),
+                    io::ErrorKind::ConnectionReset => return Ok(self.give_up()),
                     _ => {
                         self.counters.rx_errors.inc();
                         self.errors += 1;
@@ -223,7 +223,7 @@ impl Receiver {
         if direct && let Some(buffers) = &self.buffers {
             let len = wire.receive(buffers)?;
             if len == 0 {
-                return Err(Halt::Wire(io::ErrorKind::UnexpectedEof.into()));
+                return Err(Halt::Wire(io::ErrorKind::ConnectionReset.into()));
             }
             buffers.mark_written(len);
             return Ok(self.deliver(len, view)?);
@@ -236,7 +236,7 @@ impl Receiver {
         head.fill(0);
         let len = wire.receive_bytes(body)?;
         if len == 0 {
-            return Err(Halt::Wire(io::ErrorKind::UnexpectedEof.into()));
+            return Err(Halt::Wire(io::ErrorKind::ConnectionReset.into()));
         }
         let len = len.min(body.len()) + header;
         if len as u64 <= self.room {

@@ -7,7 +7,7 @@ use super::transmit::{self, Transmitter};
 use crate::loan::Loan;
 use nyx_device::NetQueue;
 use nyx_reactor::{Interest, Poller};
-use nyx_virtio::{Progress, QueueTask, TaskError, VirtQueue};
+use nyx_virtio::{Interrupt, Progress, QueueTask, TaskError, VirtQueue};
 use std::io;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ pub(crate) struct PairTask {
     transmitter: Option<Transmitter>,
     control: Option<Control>,
     shared: Arc<Shared>,
+    interrupt: Arc<Interrupt>,
     /// Which pair this is.
     pair: u16,
     // State
@@ -46,7 +47,7 @@ impl PairTask {
         receiver: Option<Receiver>,
         transmitter: Option<Transmitter>,
         control: Option<Control>,
-        (shared, pair): (Arc<Shared>, u16),
+        (shared, interrupt, pair): (Arc<Shared>, Arc<Interrupt>, u16),
     ) -> Self {
         let enabled = pair < shared.pairs();
         Self {
@@ -55,6 +56,7 @@ impl PairTask {
             transmitter,
             control,
             shared,
+            interrupt,
             pair,
             receiving: true,
             blocked: false,
@@ -68,7 +70,7 @@ impl PairTask {
     fn follow_pairs(&mut self) -> io::Result<()> {
         let enabled = self.pair < self.shared.pairs();
         if enabled != self.enabled {
-            self.wire.set_enabled(enabled)?;
+            self.wire.set_in_service(enabled)?;
             self.enabled = enabled;
             self.receiving = true;
         }
@@ -101,6 +103,9 @@ impl PairTask {
             let outcome = receiver.round(&mut **self.wire, token == RECEIVE_KICK)?;
             self.receiving = matches!(outcome, receive::Outcome::Empty | receive::Outcome::More);
             more |= outcome == receive::Outcome::More;
+            if outcome == receive::Outcome::Dead {
+                self.shared.link_down(&self.interrupt);
+            }
         }
         self.arm(poller)?;
         Ok(if more {

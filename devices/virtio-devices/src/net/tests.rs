@@ -432,8 +432,8 @@ impl NetQueue for ManyQueue {
     fn set_offloads(&mut self, _: NetOffloads) -> io::Result<()> {
         Ok(())
     }
-    fn set_enabled(&mut self, enabled: bool) -> io::Result<()> {
-        self.2.lock()[self.1] = enabled;
+    fn set_in_service(&mut self, on: bool) -> io::Result<()> {
+        self.2.lock()[self.1] = on;
         Ok(())
     }
 }

@@ -240,27 +240,7 @@ impl Connection {
     /// The next packet for the guest, its payload in `payload`; `None` if there is none after all.
     pub(crate) fn packet(&mut self, guest: u64, payload: &mut [u8]) -> Option<Header> {
         let mut len = 0;
-        let op = if self.stage == Stage::Dead {
-            op::RST
-        } else if std::mem::take(&mut self.owed.request) {
-            op::REQUEST
-        } else if std::mem::take(&mut self.owed.response) {
-            self.readable = true;
-            op::RESPONSE
-        } else if let Some(read) = self.read(payload) {
-            len = read;
-            op::RW
-        } else if self.stage == Stage::Dead {
-            op::RST
-        } else if std::mem::take(&mut self.owed.shutdown) {
-            op::SHUTDOWN
-        } else if std::mem::take(&mut self.owed.credit_request) {
-            op::CREDIT_REQUEST
-        } else if self.owed.credit_update {
-            op::CREDIT_UPDATE
-        } else {
-            return None;
-        };
+        let op = self.choose(payload, &mut len)?;
         // Every packet brings the counters along.
         self.owed.credit_update = false;
         self.told = self.forwarded;
@@ -282,6 +262,33 @@ impl Connection {
             buf_alloc: self.allowance,
             fwd_cnt: self.forwarded,
         })
+    }
+
+    /// What the next packet is; its payload, if it has one, goes to `payload`.
+    fn choose(&mut self, payload: &mut [u8], len: &mut u32) -> Option<u16> {
+        if self.stage != Stage::Dead {
+            if std::mem::take(&mut self.owed.request) {
+                return Some(op::REQUEST);
+            }
+            if std::mem::take(&mut self.owed.response) {
+                self.readable = true;
+                return Some(op::RESPONSE);
+            }
+            if let Some(read) = self.read(payload) {
+                *len = read;
+                return Some(op::RW);
+            }
+        }
+        // Reading may have found an error.
+        if self.stage == Stage::Dead {
+            Some(op::RST)
+        } else if std::mem::take(&mut self.owed.shutdown) {
+            Some(op::SHUTDOWN)
+        } else if std::mem::take(&mut self.owed.credit_request) {
+            Some(op::CREDIT_REQUEST)
+        } else {
+            self.owed.credit_update.then_some(op::CREDIT_UPDATE)
+        }
     }
 
     /// Reads what the guest has room for; `None` when there is nothing.
