@@ -4,7 +4,7 @@
 //! request ─▶ Task (transfer) ─▶ next step ─▶ engine: at once │ io_uring │ threads ─▶ result ─▶ Task ─▶ done
 //! ```
 //!
-//! A [`transfer::Task`] knows how a request is carried out: continuing short transfers, bouncing what
+//! A task (module `transfer`) knows how a request is carried out: continuing short transfers, bouncing what
 //! O_DIRECT cannot take, falling back where the file system cannot punch or zero. The engines only
 //! perform single system calls, each in its way, so all of them behave alike.
 //!

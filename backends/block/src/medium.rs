@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Who carries requests out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,6 +273,15 @@ impl Raw {
     }
 }
 
+/// How many hundredths of a second to wait for a device that is busy.
+const CLOSING: u32 = 10;
+
+fn is_busy(opened: &io::Result<File>) -> bool {
+    opened
+        .as_ref()
+        .is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY))
+}
+
 fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<(File, bool), OpenError> {
     let refuse = |why: String| {
         Err(OpenError::Path {
@@ -327,12 +337,29 @@ fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<(File, bool),
         // open(2): without O_CREAT, O_EXCL on a block device means "not while it is mounted".
         flags |= libc::O_EXCL;
     }
-    let file = File::options()
-        .read(true)
-        .write(!read_only)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(|e| explain(e, !read_only))?;
+    let mut options = File::options();
+    options.read(true).write(!read_only).custom_flags(flags);
+    let mut opened = options.open(path);
+    // A ring that was just closed keeps the device open until the kernel has taken it apart.
+    for _ in 0..CLOSING {
+        if !is_busy(&opened) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        opened = options.open(path);
+    }
+    if is_busy(&opened)
+        && let Ok(file) = File::open(path)
+    {
+        // Another virtual machine, rather than a mount.
+        if let Some(holder) = lock::holder(&file) {
+            return Err(OpenError::InUse {
+                path: path.to_owned(),
+                holder: Some(holder),
+            });
+        }
+    }
+    let file = opened.map_err(|e| explain(e, !read_only))?;
     Ok((file, kind.is_block_device()))
 }
 

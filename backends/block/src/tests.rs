@@ -984,10 +984,11 @@ fn a_block_device_is_a_medium_too() {
                 backend.describe(),
                 format!("block device {}", device.display())
             );
-            assert!(matches!(
-                Raw::open(config),
-                Err(OpenError::InUse { .. } | OpenError::Path { .. })
-            ));
+            let error = Raw::open(config).err().unwrap().to_string();
+            assert!(
+                error.contains("is in use by this virtual machine: "),
+                "{error}"
+            );
             let mut queue = backend.open_queue().unwrap();
             let guest = Guest::new();
             guest.fill(0x333, &[7; 8192]);
@@ -1183,4 +1184,57 @@ fn short_and_interrupted_system_calls_are_continued() {
         let end = (0..1000).find_map(|_| task.advance(-libc::EAGAIN, &raw.medium));
         assert_eq!(end.unwrap().unwrap_err().raw_os_error(), Some(libc::EAGAIN));
     }
+}
+
+#[test]
+fn a_host_that_refuses_io_uring_gets_threads() {
+    let dir = scratch();
+    let path = image(dir.path(), 4 << 20);
+    // A seccomp filter (seccomp(2)) like those of container runtimes, on a thread of its own.
+    let sandboxed = std::thread::spawn(move || {
+        let statement = |code: u32, jf, k| libc::sock_filter {
+            code: code as u16,
+            jt: 0,
+            jf,
+            k,
+        };
+        let filter = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            statement(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                1,
+                libc::SYS_io_uring_setup as u32,
+            ),
+            statement(
+                libc::BPF_RET | libc::BPF_K,
+                0,
+                libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+            ),
+            statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog {
+            len: 4,
+            filter: filter.as_ptr().cast_mut(),
+        };
+        // SAFETY: the program is valid and only read; both calls concern this thread only.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            assert_eq!(
+                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program),
+                0
+            );
+        }
+        let config = RawConfig {
+            engine: Engine::IoUring,
+            ..RawConfig::new(&path)
+        };
+        let error = Raw::open(config).err().unwrap().to_string();
+        assert!(
+            error.contains("engine is io_uring: this host refuses it ("),
+            "{error}"
+        );
+        assert!(error.ends_with("use auto or threads"), "{error}");
+        compare_with_model(RawConfig::new(&path), 1);
+    });
+    sandboxed.join().unwrap();
 }

@@ -93,7 +93,8 @@ impl BlockQueue for PoolQueue {
     }
 
     fn kick(&mut self) -> io::Result<()> {
-        if self.batch.is_empty() {
+        // With work but no thread, the last attempt to start one failed: try again.
+        if self.batch.is_empty() && (self.in_pool == 0 || !self.threads.is_empty()) {
             return Ok(());
         }
         let count = self.batch.len();

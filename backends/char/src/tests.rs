@@ -652,8 +652,9 @@ fn a_closed_pipe_does_not_stop_the_guest() {
         .unwrap()
         .read_to_string(&mut said)
         .unwrap();
-    assert!(process.wait().unwrap().success());
     assert!(said.contains("connected false"), "{said}");
+    // How it ends is no matter here: the test runner in the child has lost its output too.
+    process.wait().unwrap();
 }
 
 #[test]

@@ -17,6 +17,8 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
 pub(crate) const RAM: u64 = 16 << 20;
 /// Rings live below, buffers above.
 pub(crate) const BUFFERS: u64 = 2 << 20;
+/// Where two regions of RAM meet.
+const BORDER: u64 = BUFFERS + 0x1000;
 /// Buffers of one queue.
 const ROOM: u64 = 1 << 20;
 
@@ -38,7 +40,12 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        let ram = Ram::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
+        // Two regions, so that some buffer of nearly every test lies across their border.
+        let ranges = [
+            (GuestAddress(0), BORDER as usize),
+            (GuestAddress(BORDER), (RAM - BORDER) as usize),
+        ];
+        let ram = Ram::from_ranges(&ranges).unwrap();
         let memory = GuestMemoryAtomic::new(ram);
         let faults = FaultPort::new("unit".into(), Arc::new(Silent));
         let line = IrqLine::new(Arc::new(Silent), 0);

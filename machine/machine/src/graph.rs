@@ -29,6 +29,9 @@ pub struct Quiesced<'m> {
     resume: bool,
 }
 
+/// Units by rank.
+type Ranks<'g> = BTreeMap<u32, Vec<(&'g UnitName, &'g Arc<dyn AnyUnit>)>>;
+
 impl UnitGraph {
     /// Adds a unit; boot and hot-plug use the same call. A unit of the same name is replaced.
     pub fn add(&mut self, name: UnitName, rank: u32, unit: Arc<dyn AnyUnit>) {
@@ -47,8 +50,8 @@ impl UnitGraph {
         }
     }
 
-    fn ranks(&self) -> BTreeMap<u32, Vec<(&UnitName, &Arc<dyn AnyUnit>)>> {
-        let mut ranks: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+    fn ranks(&self) -> Ranks<'_> {
+        let mut ranks = Ranks::new();
         for (name, (rank, unit)) in &self.units {
             ranks.entry(*rank).or_default().push((name, unit));
         }

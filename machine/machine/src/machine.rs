@@ -180,10 +180,7 @@ impl QuiescedMachine<'_> {
         machine
             .clock
             .set(std::time::Duration::from_nanos(u64::from_le_bytes(bytes)));
-        machine
-            .vm
-            .restore(&take(VM_BLOB)?)
-            .map_err(|e| (VM_BLOB.into(), e))?;
+        let vm = take(VM_BLOB)?;
         for index in 0..machine.vcpus.len() {
             let name = format!("vcpu{index}");
             let blob = take(&name)?;
@@ -193,6 +190,8 @@ impl QuiescedMachine<'_> {
                 .unwrap_or(Err(RestoreError::Invalid("the vCPU has ended")))
                 .map_err(|e| (name.into(), e))?;
         }
+        // The VM's clock goes on from where it was saved, once the vCPUs' TSCs are right.
+        machine.vm.restore(&vm).map_err(|e| (VM_BLOB.into(), e))?;
         self.units().restore(blobs)
     }
 

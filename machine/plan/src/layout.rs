@@ -5,7 +5,7 @@
 //!              … the last of it holds the ACPI tables and pages set aside for devices
 //! 0xb000_0000  PCI Express configuration space (ECAM), 256 MiB, at most the end of low RAM
 //! 0xc000_0000  32-bit device windows
-//! 0xfec0_0000  I/O APIC, local APICs, and what chipsets keep up there
+//! 0xfec0_0000  I/O APIC, local APICs, and pages that the hypervisor keeps to itself
 //! 4 GiB        RAM above the hole
 //!              64-bit device windows, above all RAM
 //! ```
@@ -35,6 +35,12 @@ pub(crate) const IO_PORTS: Range = Range {
 pub(crate) const SCANNED: Range = Range {
     base: 0xf_0000,
     len: 0x1_0000,
+};
+/// Pages that KVM keeps to itself for guests in real mode (its TSS and identity map; Linux,
+/// Documentation/virt/kvm/api.rst, `KVM_SET_TSS_ADDR` and `KVM_SET_IDENTITY_MAP_ADDR`).
+const HYPERVISOR: Range = Range {
+    base: 0xfeff_c000,
+    len: 0x4000,
 };
 const EBDA: Range = Range {
     base: 0x9_fc00,
@@ -166,6 +172,7 @@ pub(crate) fn lay_out(
     if pci {
         map.push((ECAM, MemoryKind::Reserved));
     }
+    map.push((HYPERVISOR, MemoryKind::Reserved));
     if high != 0 {
         map.push((
             Range {

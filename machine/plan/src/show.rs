@@ -19,7 +19,7 @@ fn line(f: &mut fmt::Formatter<'_>, range: Range, what: &str) -> fmt::Result {
         f,
         "  {:#014x}-{last:#014x} {:>9}  {what}",
         range.base,
-        ByteSize(range.len)
+        ByteSize(range.len).to_string()
     )
 }
 

@@ -22,7 +22,7 @@ impl Prometheus {
         page
     }
 
-    fn sample(&mut self, family: String, kind: &'static str, value: u64) {
+    fn sample(&mut self, family: &str, kind: &'static str, value: u64) {
         let unit = self
             .path
             .join("/")
@@ -30,7 +30,7 @@ impl Prometheus {
             .replace('"', "\\\"");
         let (_, samples) = self
             .families
-            .entry(family.clone())
+            .entry(family.into())
             .or_insert((kind, String::new()));
         let _ = writeln!(samples, "{family}{{unit=\"{unit}\"}} {value}");
     }
@@ -39,8 +39,8 @@ impl Prometheus {
 impl Visitor for Prometheus {
     fn leaf(&mut self, name: &str, leaf: Leaf) {
         match leaf {
-            Leaf::Count(n) => self.sample(format!("nyx_{name}_total"), "counter", n),
-            Leaf::Level(n) => self.sample(format!("nyx_{name}"), "gauge", n),
+            Leaf::Count(n) => self.sample(&format!("nyx_{name}_total"), "counter", n),
+            Leaf::Level(n) => self.sample(&format!("nyx_{name}"), "gauge", n),
             Leaf::Number(_) | Leaf::Hex(_) | Leaf::Flag(_) | Leaf::Text(_) => {}
         }
     }

@@ -123,7 +123,10 @@ pub trait MsiSink: Send + Sync {
 
 /// Where an I/O APIC says which messages of its pins need an end-of-interrupt exit, taken from
 /// [`crate::Extensions`]; `None` for a pin that needs none. Absent where nobody has to be told.
-pub struct IoapicRoutePort(pub Box<dyn Fn(&[Option<Msi>]) + Send + Sync>);
+pub struct IoapicRoutePort(pub IoapicRouteFn);
+
+/// Takes the whole table, by pin.
+pub type IoapicRouteFn = Box<dyn Fn(&[Option<Msi>]) + Send + Sync>;
 
 impl std::fmt::Debug for IoapicRoutePort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

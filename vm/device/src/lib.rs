@@ -26,7 +26,7 @@ pub use backend::{
 pub use bus::{Bus, Conflict, Kept, Mapping};
 pub use clock::{Timer, VmClock};
 pub use doorbell::{Doorbell, DoorbellBinding, Doorbells, NoDoorbells};
-pub use irq::{IoapicRoutePort, IrqController, IrqLine, IrqSink, Msi, MsiSink};
+pub use irq::{IoapicRouteFn, IoapicRoutePort, IrqController, IrqLine, IrqSink, Msi, MsiSink};
 pub use kind::{
     AnyKind, Attach, BarDemand, BarSpace, Bdf, BoxError, ConfigError, Demand, DeviceKind, Erased,
     Extensions, Fragment, FunctionDemand, IrqDemand, PciPort, Placement, Space, Window, Wiring,

@@ -1,8 +1,9 @@
 //! Allocation, observation, DMA through a vIOMMU and pinned buffers.
 
 use super::*;
+use parking_lot::Mutex;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend,
@@ -158,7 +159,7 @@ fn advancing_moves_the_data_and_the_dirty_range_together() {
 struct Log(Arc<Mutex<Vec<(char, u64, usize)>>>, Option<usize>);
 impl RamObserver for Log {
     fn mapped(&mut self, extent: Extent, _: &Backing<'_>) -> io::Result<()> {
-        let mut log = self.0.lock().unwrap();
+        let mut log = self.0.lock();
         if self.1 == Some(log.len()) {
             return Err(io::Error::other("vetoed"));
         }
@@ -166,10 +167,7 @@ impl RamObserver for Log {
         Ok(())
     }
     fn unmapped(&mut self, extent: Extent) {
-        self.0
-            .lock()
-            .unwrap()
-            .push(('-', extent.base.0, extent.len));
+        self.0.lock().push(('-', extent.base.0, extent.len));
     }
 }
 
@@ -180,12 +178,9 @@ fn observers_hear_what_is_mapped_and_a_veto_rolls_back() {
     memory.subscribe(Box::new(log.clone())).unwrap();
     let vetoing = Log(Arc::default(), Some(1));
     assert!(memory.subscribe(Box::new(vetoing.clone())).is_err());
-    assert_eq!(
-        *vetoing.0.lock().unwrap(),
-        [('+', 0, 0x1_0000), ('-', 0, 0x1_0000)]
-    );
+    assert_eq!(*vetoing.0.lock(), [('+', 0, 0x1_0000), ('-', 0, 0x1_0000)]);
     drop(memory);
-    let heard = log.0.lock().unwrap().clone();
+    let heard = log.0.lock().clone();
     assert_eq!(
         heard,
         [

@@ -340,6 +340,10 @@ impl Rig {
         bytes
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a descriptor has that many fields"
+    )]
     fn descriptor(&self, table: u64, index: u64, addr: u64, len: u32, flags: u16, next: u16) {
         let at = table + index * 16;
         self.poke(at, addr.to_le_bytes());
@@ -505,7 +509,8 @@ fn impossible_queue_sizes_are_refused() {
 #[test]
 fn every_kind_of_broken_ring_needs_a_reset_and_a_reset_heals() {
     let dead_ram = 1 << 40;
-    let cases: [(&str, &dyn Fn(&mut Rig)); 9] = [
+    type BreakIt<'a> = &'a dyn Fn(&mut Rig);
+    let cases: [(&str, BreakIt<'_>); 9] = [
         ("available", &|r| r.available = 100),
         ("does not exist", &|r| r.poke(AVAIL + 4, 9u16.to_le_bytes())),
         ("does not end", &|r| r.descriptor(DESC, 0, DATA, 1, 1, 0)),
@@ -704,7 +709,7 @@ fn hostile_saved_state_is_refused() {
     type Spoil<'a> = &'a dyn Fn(&mut crate::saved::VirtioPci);
     let cases: [(&str, Spoil<'_>); 6] = [
         ("another number of queues", &|s| {
-            drop(s.transport.queues.pop())
+            s.transport.queues.pop();
         }),
         ("an impossible queue size", &|s| {
             s.transport.queues[0].size = 3

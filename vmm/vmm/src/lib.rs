@@ -4,6 +4,8 @@
 mod actor;
 mod firmware;
 mod prepare;
+#[cfg(test)]
+mod tests;
 
 pub use actor::{Command, Control, Ending, Notice, RunError, Vmm};
 pub use firmware::{FirmwareError, Tables};

@@ -384,7 +384,7 @@ struct Many {
     enabled: Arc<Mutex<Vec<bool>>>,
     up: Arc<AtomicBool>,
 }
-struct ManyQueue(UnixDatagram, usize, Arc<Mutex<Vec<bool>>>);
+struct ManyQueue(UnixDatagram, usize, Arc<Mutex<Vec<bool>>>, Arc<AtomicBool>);
 impl NetBackend for Many {
     fn offloads(&self) -> NetOffloads {
         NetOffloads {
@@ -399,7 +399,8 @@ impl NetBackend for Many {
         let queues = self.near.drain(..).enumerate();
         Ok(queues
             .map(|(n, near)| {
-                Box::new(ManyQueue(near, n, self.enabled.clone())) as Box<dyn NetQueue>
+                Box::new(ManyQueue(near, n, self.enabled.clone(), self.up.clone()))
+                    as Box<dyn NetQueue>
             })
             .collect())
     }
@@ -424,6 +425,9 @@ impl NetQueue for ManyQueue {
         Ok(buffers.write(&bytes[..len]))
     }
     fn receive_bytes(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if !self.3.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         self.0.recv(bytes)
     }
     fn send(&mut self, _: &PinnedBuffers) -> io::Result<()> {
@@ -485,6 +489,14 @@ fn pairs_are_put_to_use_when_the_driver_says_so_and_the_link_is_told() {
     net.wake();
     net.read_config(0, &mut space);
     assert_eq!((space[6], rig.interrupts("config_interrupts")), (0, 1));
+    up.store(true, Ordering::Relaxed);
+    net.wake();
+    // A wire that dies says so once, and then nobody listens to it any more.
+    up.store(false, Ordering::Relaxed);
+    drivers[0].send(&[Part::Write(2000)]);
+    tasks[0].run().unwrap();
+    net.read_config(0, &mut space);
+    assert_eq!((space[6], rig.interrupts("config_interrupts")), (0, 3));
     // After a reset, wires are lent again, to a driver that knows nothing of pairs.
     drop(tasks);
     net.reset();

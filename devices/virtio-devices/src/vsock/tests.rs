@@ -365,6 +365,25 @@ fn a_slow_host_program_holds_the_guest_back_and_a_cheat_is_reset() {
 }
 
 #[test]
+fn a_pause_holds_connections_and_loses_nothing() {
+    let mut b = bench();
+    let mut host = b.reach(80);
+    assert!(b.task.task.drain().unwrap());
+    // A parked worker hears nothing but commands, so the task does not run here.
+    host.write_all(b"while you slept").unwrap();
+    let bytes = Header {
+        len: 3,
+        ..header(op::RW, 1000, 80)
+    }
+    .to_bytes();
+    b.transmit
+        .send(&[Part::Read(bytes.to_vec()), Part::Read(b"zzz".to_vec())]);
+    b.task.resume();
+    assert_eq!(b.heard_one().1, b"while you slept");
+    assert_eq!(available(&host), b"zzz");
+}
+
+#[test]
 fn packets_against_the_rules_are_reset_or_ignored() {
     let mut b = bench();
     b.offer(32, 4096);
