@@ -2,6 +2,7 @@
 
 use crate::cpu::{self, outb};
 use crate::{acpi, cmdline, out, time};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Says `done`, then ends as asked: `poweroff` (the default), `reset`, `reset-i8042`, `reset-cf9`,
 /// `triple`, `panic`, `pvpanic`, `hang`, `idle`, `nothing`. With `boots=N` the Nth boot powers off
@@ -84,6 +85,14 @@ pub fn leave(how: &str) -> ! {
 
 /// Ends after a bug in the payload or an exception that nobody asked for.
 pub fn broken() -> ! {
+    static TWICE: AtomicBool = AtomicBool::new(false);
+    if TWICE.swap(true, Ordering::AcqRel) {
+        // The tables that say how to power off may be what is broken.
+        outb(0x64, 0xfe);
+        loop {
+            cpu::ring0_halt();
+        }
+    }
     out::end();
     outb(0x505, 1);
     leave("poweroff")

@@ -84,7 +84,7 @@ impl Command {
     /// | `initrd_len=`, `initrd_sum=` | length and sum of all bytes, for the test `initrd` |
     /// | `cpus=N` | start this many CPUs, ids from 0, also without a MADT; `x2apic=1` in x2APIC mode |
     /// | `hammer=N` | rounds of `smp-hammer` (500) |
-    /// | `debugcon=none`, `ioapic_pins=N` | a machine without port 0xe9, with other than 24 pins |
+    /// | `debugcon=1`, `ioapic_pins=N` | a machine that must have port 0xe9; one with other than 24 pins |
     /// | `unclaimed_mmio=ADDRESS` | memory that nobody claims (0xfed80000) |
     /// | `windows=BASE:LEN,…` | windows for the test `windows`; `windows_write=1` writes to them too |
     /// | `all_ports=1` | the test `ports` reads every port once |

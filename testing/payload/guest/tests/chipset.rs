@@ -128,7 +128,8 @@ pub fn rtc(test: &mut Test) {
     set_cmos(0x0d, 0);
     test.eq("register D after a write", cmos(0x0d), 0x80_u8);
     cmos(0x0c);
-    test.eq("register C after a read", cmos(0x0c), 0_u8);
+    // The periodic flag (bit 6) comes at any time, also with its interrupt off.
+    test.eq("register C after a read", cmos(0x0c) & 0xbf, 0_u8);
     // BCD and binary show the same time.
     let b = cmos(0x0b);
     let read = |index: u8| {
@@ -192,7 +193,7 @@ pub fn rtc_time(test: &mut Test) {
         cmos(0x0c) & 0xb0,
         0xb0_u8,
     );
-    test.eq("register C when it was read", cmos(0x0c), 0_u8);
+    test.eq("register C when it was read", cmos(0x0c) & 0xbf, 0_u8);
     set_cmos(0x0b, old[3]);
     for (index, value) in [1, 3, 5].into_iter().zip(old) {
         set_cmos(index, value);
@@ -392,9 +393,10 @@ pub fn pvpanic(test: &mut Test) {
 
 /// Ports 0x80 and 0xe9, and accesses that lie across devices.
 pub fn ports(test: &mut Test) {
-    if cmdline::value("debugcon") != Some("none") {
-        // The debug port identifies itself.
-        test.eq("debug port", inb(0xe9), 0xe9_u8);
+    // The debug port identifies itself, where it is.
+    let found = inb(0xe9);
+    if found != 0xff || cmdline::value("debugcon") == Some("1") {
+        test.eq("debug port", found, 0xe9_u8);
     }
     for value in 0..4 {
         outb(0x80, value);

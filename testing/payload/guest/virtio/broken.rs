@@ -113,12 +113,14 @@ const CASES: &[Case] = &[
         s.go(0);
     }),
     ("data that runs past the end of RAM", |s| {
-        let end = boot::handover().memory[..boot::handover().ranges]
-            .iter()
-            .filter(|r| r.kind == 1)
-            .map(|r| r.start + r.len)
-            .max()
-            .unwrap_or(NOWHERE);
+        // Tables and reserved pages that follow RAM may be memory too.
+        let h = boot::handover();
+        let mut end = 1 << 20;
+        for range in &h.memory[..h.ranges] {
+            if range.start <= end {
+                end = end.max(range.start + range.len);
+            }
+        }
         s.desc(0, s.header, 16, NEXT, 1);
         s.desc(1, end - 256, 512, NEXT | WRITE, 2);
         s.desc(2, s.status, 1, WRITE, 0);
