@@ -16,7 +16,7 @@ pub use listener::ListenError;
 
 use crate::loan::Shelf;
 use crate::queues;
-use listener::Listener;
+use listener::{Claim, Listener};
 use nyx_device::{BoxError, ConfigError, Wiring};
 use nyx_inspect::{Counter, Field, Gauge, Inspect, Visitor};
 use nyx_state::{Persist, RestoreError, SaveError};
@@ -104,6 +104,7 @@ pub(crate) struct Shared {
 /// A socket device.
 pub struct Vsock {
     listener: Shelf<Listener>,
+    _claim: Claim,
     socket: PathBuf,
     shared: Arc<Shared>,
 }
@@ -111,16 +112,16 @@ pub struct Vsock {
 impl Vsock {
     /// Listens on the configured path.
     pub fn new(config: &VsockConfig) -> Result<Self, ListenError> {
-        let listener = Listener::bind(&config.socket)?;
+        let (listener, claim) = Listener::bind(&config.socket)?;
         let shared = Shared {
             cid: config.cid.into(),
             reset_owed: AtomicBool::new(false),
             counters: VsockCounters::default(),
         };
-        let socket = listener.path().into();
         Ok(Self {
             listener: Shelf::new(listener),
-            socket,
+            _claim: claim,
+            socket: config.socket.clone(),
             shared: Arc::new(shared),
         })
     }
@@ -195,6 +196,7 @@ impl Persist for Vsock {
     fn save(&self) -> Result<Self::Saved, SaveError> {
         let Self {
             listener: _,
+            _claim: _,
             socket: _,
             shared: _,
         } = self;

@@ -542,3 +542,62 @@ proptest! {
         }
     }
 }
+
+/// `bytes` in readable pieces whose lengths `cuts` suggest.
+fn pieces(mut bytes: &[u8], cuts: &[usize]) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for cut in cuts {
+        let (head, tail) = bytes.split_at(*cut.min(&bytes.len()));
+        parts.push(Part::Read(head.to_vec()));
+        bytes = tail;
+    }
+    parts.push(Part::Read(bytes.to_vec()));
+    parts
+}
+
+proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    /// However requests are framed, the disk is what a model says.
+    #[test]
+    fn the_disk_is_what_was_written(
+        steps in prop::collection::vec(
+            (0..4u8, 0..2040u64, 1..8usize, prop::collection::vec(0..700usize, 0..6)), 1..40,
+        ),
+    ) {
+        let mut b = bench();
+        let mut model = pattern();
+        for (number, (action, sector, sectors, cuts)) in steps.into_iter().enumerate() {
+            let (start, len) = (sector as usize * 512, sectors * 512);
+            let range = start..start + len;
+            match action {
+                0 | 1 => {
+                    let bytes: Vec<u8> = (0..len).map(|n| (n * 3 + number) as u8).collect();
+                    let request = [header(VIRTIO_BLK_T_OUT, sector), bytes.clone()].concat();
+                    let mut parts = pieces(&request, &cuts);
+                    parts.push(Part::Write(1));
+                    assert_eq!(b.request(&parts).bytes, [OK]);
+                    model[range].copy_from_slice(&bytes);
+                }
+                2 => {
+                    let data = segment(sector, sectors as u32, 0);
+                    assert_eq!(b.status(VIRTIO_BLK_T_WRITE_ZEROES, 0, data), OK);
+                    model[range].fill(0);
+                }
+                _ => {
+                    let mut parts = pieces(&header(VIRTIO_BLK_T_IN, sector), &cuts);
+                    let mut left = len + 1;
+                    for cut in cuts {
+                        let here = cut.min(left);
+                        parts.push(Part::Write(here));
+                        left -= here;
+                    }
+                    parts.push(Part::Write(left));
+                    let used = b.request(&parts);
+                    assert_eq!(&used.bytes[..len], &model[range]);
+                    assert_eq!((used.bytes[len], used.len as usize), (OK, len + 1));
+                }
+            }
+        }
+        prop_assert!(b.disk.bytes() == model);
+    }
+}

@@ -575,3 +575,65 @@ proptest! {
         prop_assert!(broken || b.tx.outstanding() == 0, "{tx} sent");
     }
 }
+
+/// What the driver makes of the chains that came back: frames without their headers.
+fn frames_of(used: &[Used]) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    let mut rest = used;
+    while let Some(first) = rest.first() {
+        let count = usize::from(u16::from_le_bytes([first.bytes[10], first.bytes[11]]));
+        let (frame, tail) = rest.split_at(count);
+        frames.push(Bench::joined(frame)[HEADER..].to_vec());
+        rest = tail;
+    }
+    frames
+}
+
+proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(96))]
+    /// Whatever the buffers, frames arrive intact and in order; those that do not are counted.
+    #[test]
+    fn frames_arrive_whole_or_are_counted(
+        steps in prop::collection::vec((0..5u8, 12..2500usize, 0..12usize, 14..5000usize), 1..80),
+        merge in any::<bool>(),
+        headed in any::<bool>(),
+    ) {
+        let wire = if headed { Wire::default() } else { bare() };
+        let mut b = bench_on(wire, if merge { MERGE } else { 0 });
+        let (mut sent, mut used) = (Vec::new(), Vec::new());
+        for (number, (action, room, split, len)) in steps.into_iter().enumerate() {
+            match action {
+                0 | 1 => {
+                    let head = split.min(room);
+                    b.rx.send(&[Part::Write(head), Part::Write(room - head)]);
+                }
+                2 => {
+                    prop_assert!(b.task.task.drain().unwrap());
+                    b.task.resume();
+                }
+                _ => {
+                    let frame: Vec<u8> = (0..len).map(|n| (n + number * 7) as u8).collect();
+                    let header = if headed { vec![0; HEADER] } else { vec![] };
+                    if b.wire.send(&[header, frame.clone()].concat()) {
+                        sent.push(frame);
+                    }
+                }
+            }
+            b.task.run().unwrap();
+            used.extend(b.rx.used());
+        }
+        // Room for everything, at last.
+        for _ in 0..64 {
+            b.rx.send(&[Part::Write(6000)]);
+            b.task.run().unwrap();
+            used.extend(b.rx.used());
+        }
+        let arrived = frames_of(&used);
+        let lost = b.count("rx_oversize") + b.count("rx_dropped");
+        assert_eq!(arrived.len() as u64 + lost, sent.len() as u64);
+        let mut all = sent.iter();
+        for frame in &arrived {
+            prop_assert!(all.any(|s| s == frame), "not sent, or out of order");
+        }
+    }
+}

@@ -31,18 +31,25 @@ pub enum ListenError {
     },
 }
 
-/// A listening socket that takes its path along when it goes.
+/// A listening socket.
 #[derive(Debug)]
 pub(crate) struct Listener {
     fd: OwnedFd,
     path: PathBuf,
-    /// Device and inode of the path, so that nobody else's socket is removed.
+}
+
+/// A socket's path, removed when this goes. Apart from the [`Listener`], which a worker thread may
+/// hold a little longer than the device lives.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    path: PathBuf,
+    /// Device and inode, so that nobody else's socket is removed.
     identity: Option<(u64, u64)>,
 }
 
 impl Listener {
     /// Listens on `path`, for the owner only. A socket that nobody listens on any more is replaced.
-    pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
+    pub(crate) fn bind(path: &Path) -> Result<(Self, Claim), ListenError> {
         let refused = |source: Errno| ListenError::Refused {
             path: path.into(),
             source: source.into(),
@@ -53,25 +60,23 @@ impl Listener {
         // The mode of the socket becomes that of the path, so it is never open to others.
         rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(refused)?;
         rustix::net::bind(&fd, &address).map_err(refused)?;
-        let identity = std::fs::symlink_metadata(path)
-            .ok()
-            .map(|m| (m.dev(), m.ino()));
-        let listener = Self {
-            fd,
+        let claim = Claim {
             path: path.into(),
-            identity,
+            identity: identity(path),
         };
-        rustix::net::listen(&listener.fd, BACKLOG).map_err(refused)?;
-        Ok(listener)
+        rustix::net::listen(&fd, BACKLOG).map_err(refused)?;
+        Ok((
+            Self {
+                fd,
+                path: path.into(),
+            },
+            claim,
+        ))
     }
 
     /// Takes the next connection; `WouldBlock` when none waits.
     pub(crate) fn accept(&self) -> io::Result<OwnedFd> {
         Ok(rustix::net::accept_with(&self.fd, FLAGS)?)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Connects to the program that serves guest connections to `port`: it listens on this path
@@ -92,16 +97,19 @@ impl AsFd for Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for Claim {
     fn drop(&mut self) {
-        let now = std::fs::symlink_metadata(&self.path)
-            .ok()
-            .map(|m| (m.dev(), m.ino()));
-        if now.is_some() && now == self.identity {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
             // It may be gone in this moment; then there is nothing to remove.
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path)
+        .ok()
+        .map(|m| (m.dev(), m.ino()))
 }
 
 fn socket() -> rustix::io::Result<OwnedFd> {

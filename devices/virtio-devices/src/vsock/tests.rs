@@ -491,8 +491,12 @@ fn after_a_restore_the_guest_is_told_that_its_connections_are_gone() {
     tasks[0].run().unwrap();
     let used = drivers[2].used_one();
     assert_eq!((used.len, &used.bytes[..4]), (4, [0; 4].as_slice()));
-    drop((tasks, vsock));
-    assert!(!dir.path().join("v").exists());
+    drop(vsock);
+    assert!(
+        !dir.path().join("v").exists(),
+        "even while a worker still has the socket"
+    );
+    drop(tasks);
 }
 
 #[test]
@@ -585,5 +589,58 @@ proptest! {
         }
         prop_assert!(b.count("connections") <= 12);
         prop_assert!(b.rig.interrupts("broken_rings") == 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+    /// Both directions of a stream, in any pieces, with pauses, at any pace of either side.
+    #[test]
+    fn streams_arrive_whole(
+        steps in prop::collection::vec((0..7u8, 1..9000usize), 1..120),
+    ) {
+        let mut b = bench();
+        let mut host = b.reach(80);
+        host.set_nonblocking(true).unwrap();
+        let byte = |n: usize| (n % 253) as u8;
+        let (mut to_guest, mut to_host) = (0, 0);
+        let (mut at_guest, mut at_host) = (Vec::new(), Vec::new());
+        let (mut allowed, mut told) = (256u32 << 10, 0u32);
+        let mut last = 0;
+        for (action, size) in steps.into_iter().chain((0..200).map(|n| ([2, 3, 4][n % 3], 9000))) {
+            match action {
+                0 => {
+                    let bytes: Vec<u8> = (to_guest..to_guest + size).map(byte).collect();
+                    to_guest += host.write(&bytes).unwrap_or(0);
+                }
+                1 if to_host as u32 - told + size as u32 <= allowed => {
+                    let bytes: Vec<u8> = (to_host..to_host + size).map(byte).collect();
+                    b.send(header(op::RW, 1000, 80), &bytes);
+                    to_host += size;
+                }
+                2 => at_host.extend(available(&host)),
+                3 => {
+                    b.forwarded = at_guest.len() as u32;
+                    b.send(header(op::CREDIT_UPDATE, 1000, 80), &[]);
+                }
+                5 => b.offer(1, HEADER + size % 200),
+                6 => {
+                    prop_assert!(b.task.task.drain().unwrap());
+                    b.task.resume();
+                }
+                _ => {}
+            }
+            host.set_nonblocking(true).unwrap();
+            for (header, payload) in b.heard() {
+                prop_assert!(matches!(header.op, op::RW | op::CREDIT_UPDATE | op::CREDIT_REQUEST));
+                at_guest.extend(payload);
+                (told, allowed) = (header.fwd_cnt, header.buf_alloc);
+                last = header.op;
+            }
+            prop_assert!(at_guest.len() as u32 - b.forwarded <= ROOM);
+        }
+        assert_eq!((at_guest.len(), at_host.len()), (to_guest, to_host), "last was {}", last);
+        prop_assert!(at_guest.iter().enumerate().all(|(n, &b)| b == byte(n)));
+        prop_assert!(at_host.iter().enumerate().all(|(n, &b)| b == byte(n)));
     }
 }

@@ -1,0 +1,99 @@
+//! Boots tests in a lab.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nyx_harness::guests;
+use nyx_harness::lab::{Ending, Lab, LabCommand, Session};
+use nyx_harness::tool::Tool;
+use nyx_harness::{initramfs, userland, workspace};
+
+use crate::report::Report;
+use crate::script::{GuestTest, guest_script};
+
+/// How long one test may take, preparations included.
+const TIMEOUT: Duration = Duration::from_secs(240);
+
+/// Where the masters of the Debian disks are in the lab's memory.
+const DEBIAN: &str = "/dev/shm/debian.ext4";
+const DEBIAN_GPT: &str = "/dev/shm/debian-gpt.img";
+
+/// A lab with everything that guests need.
+#[derive(Debug)]
+pub struct Ground {
+    session: Session,
+    nyx: PathBuf,
+    script: String,
+}
+
+impl Ground {
+    /// Boots a lab. `tests` are all tests there are, whose guest halves share one initramfs.
+    pub fn new(tests: &[&GuestTest]) -> Result<Self> {
+        let nyx = nyx()?;
+        let mut session = Lab::default().boot()?;
+        let images = userland::userland()?;
+        for (from, to) in [(images.whole_disk, DEBIAN), (images.gpt_disk, DEBIAN_GPT)] {
+            let copy = userland::copy_script(&from, Path::new(to))?;
+            session.run(&LabCommand::script(&copy))?.success()?;
+        }
+        Ok(Self {
+            session,
+            nyx,
+            script: guest_script(tests),
+        })
+    }
+
+    /// Runs one test.
+    pub fn run(&mut self, test: &GuestTest) -> Result<Report> {
+        let kernel = guests::kernel(test.flavour)?;
+        let initrd = initramfs::guest(&kernel, Some(&self.script))?;
+        let script = test.host_script(
+            self.nyx.to_str().context("the path of nyx is no text")?,
+            &kernel,
+            initrd.to_str().context("the path of a guest is no text")?,
+        );
+        let mut command = LabCommand::script(&script).within(TIMEOUT);
+        command.env = vec![
+            ("DEBIAN".into(), DEBIAN.into()),
+            ("DEBIAN_GPT".into(), DEBIAN_GPT.into()),
+        ];
+        let output = self.session.run(&command)?;
+        let mut said = output.text();
+        said.push_str(&String::from_utf8_lossy(&output.stderr));
+        if output.ending == Ending::TimedOut {
+            bail!("{} did not end in time; it said:\n{said}", test.name);
+        }
+        Ok(Report::new(test, said, output.took))
+    }
+
+    /// Runs tests one after the other, prints what came of each, and says which failed.
+    pub fn run_all(mut self, tests: &[&GuestTest]) -> Result<()> {
+        let mut bad = Vec::new();
+        for test in tests {
+            let report = self.run(test)?;
+            print!("{}", report.text());
+            if !report.is_good() {
+                bad.push(report.name);
+            }
+        }
+        self.session.end()?;
+        if !bad.is_empty() {
+            bail!("failed: {}", bad.join(", "));
+        }
+        Ok(())
+    }
+}
+
+/// The `nyx` to test: `$NYX_BIN`, as `cargo xtask test` sets it, or one built now.
+fn nyx() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("NYX_BIN") {
+        return Ok(std::path::absolute(path)?);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    Tool::new(cargo)
+        .args(["build", "--release", "--package", "nyx-cli", "--bin", "nyx"])
+        .folder(workspace::root())
+        .output()?;
+    Ok(workspace::target_folder().join("release/nyx"))
+}

@@ -1,0 +1,132 @@
+//! The world outside: user-mode network, TAP, sockets.
+
+use nyx_guest_tests::GuestTest;
+
+pub(crate) const ALL: &[&GuestTest] = &[&USER, &TAP, &VSOCK];
+
+/// A network without privileges: gateway, both directions, a forwarded port.
+const USER: GuestTest = GuestTest {
+    name: "user",
+    options: "--cpus 2 --memory 512M --disk $DEBIAN,readonly,serial=debian \
+        --net user,host_loopback=true,forward=tcp:127.0.0.1:7080:80,mac=52:54:00:12:34:56",
+    cmdline: "root= nyx.system=debian nyx.sum=$SUM",
+    before: r#"
+        dd if=/dev/urandom of=$D/down bs=1M count=100 2>/dev/null
+        SUM=$(sum <$D/down)
+        socat -u OPEN:$D/down TCP-LISTEN:7001,bind=127.0.0.1 &
+        socat -u TCP-LISTEN:7002,bind=127.0.0.1 CREATE:$D/up &
+    "#,
+    guest: r#"
+        expect "hardware address" 52:54:00:12:34:56 "$(cat /sys/class/net/eth0/address)"
+        ip link set eth0 up
+        echo '[ "$1" = bound ] && ip addr add "$ip/24" dev "$interface" && ip route add default via "$router"' >/tmp/lease
+        printf '#!/bin/sh\n%s\n' "$(cat /tmp/lease)" >/tmp/lease
+        chmod +x /tmp/lease
+        busybox udhcpc -i eth0 -q -n -f -t 5 -T 2 -s /tmp/lease
+        expect "address by dhcp" 10.0.2.15/24 "$(ip -4 -o addr show dev eth0 | awk '{ print $4 }')"
+        holds "gateway answers" ping -c 3 -W 5 10.0.2.2
+        expect "sum of 100 MB from the host" "$(option nyx.sum)" "$(socat -u TCP:10.0.2.2:7001 - | sum)"
+        dd if=/dev/urandom of=/tmp/up bs=1M count=100 2>/dev/null
+        holds "100 MB to the host" socat -u OPEN:/tmp/up TCP:10.0.2.2:7002
+        say "sum $(sum </tmp/up)"
+        say "listening"
+        expect "through the forwarded port" "hello guest" "$(timeout 20 socat - TCP-LISTEN:80 </tmp/lease | head -n 1)"
+        expect "no complaints of the kernel" "" "$(complaints)"
+    "#,
+    beside: r#"
+        await "said: listening"
+        sleep 1
+        holds "forwarded port answers" sh -c 'echo "hello guest" | socat -t 5 - TCP:127.0.0.1:7080 | grep -q bound'
+    "#,
+    after: r#"
+        expect "sum of 100 MB to the host" "$(sed -n 's/^said: sum \([0-9a-f]*\).*/\1/p' $D/console)" "$(sum <$D/up)"
+        expect "no helper is left" "" "$(running slirp4netns)"
+    "#,
+    ..GuestTest::NOTHING
+};
+
+/// An interface of the host's: both directions, many queues, a smaller largest packet.
+const TAP: GuestTest = GuestTest {
+    name: "tap",
+    options: "--cpus 2 --memory 512M --disk $DEBIAN,readonly,serial=debian \
+        --net tap,tap=nyx0,address=10.9.0.1/24,mac=52:54:00:ab:cd:ef,mtu=1400,queues=2",
+    cmdline: "root= nyx.system=debian nyx.sum=$SUM",
+    before: r#"
+        dd if=/dev/urandom of=$D/down bs=1M count=100 2>/dev/null
+        SUM=$(sum <$D/down)
+    "#,
+    guest: r#"
+        expect "hardware address" 52:54:00:ab:cd:ef "$(cat /sys/class/net/eth0/address)"
+        expect "largest packet" 1400 "$(cat /sys/class/net/eth0/mtu)"
+        expect "queue pairs" 2 "$(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)"
+        ip link set eth0 up
+        ip addr add 10.9.0.2/24 dev eth0
+        holds "host answers" ping -c 3 -W 5 10.9.0.1
+        holds "largest packet passes" ping -c 1 -W 5 -M do -s 1372 10.9.0.1
+        say "up"
+        expect "sum of 100 MB from the host" "$(option nyx.sum)" "$(socat -u TCP-LISTEN:7001 - | sum)"
+        dd if=/dev/urandom of=/tmp/up bs=1M count=100 2>/dev/null
+        holds "100 MB to the host" socat -u OPEN:/tmp/up TCP:10.9.0.1:7002
+        say "sum $(sum </tmp/up)"
+        expect "no complaints of the kernel" "" "$(complaints)"
+        expect "no packet in error" "0 0" "$(cat /sys/class/net/eth0/statistics/rx_errors) $(cat /sys/class/net/eth0/statistics/tx_errors)"
+    "#,
+    beside: r#"
+        socat -u TCP-LISTEN:7002,bind=10.9.0.1 CREATE:$D/up &
+        await "said: up"
+        holds "guest answers" ping -c 3 -W 5 10.9.0.2
+        expect "largest packet of the host's side" 1400 "$(cat /sys/class/net/nyx0/mtu)"
+        holds "100 MB to the guest" socat -u OPEN:$D/down TCP:10.9.0.2:7001,retry=20,interval=0.5
+    "#,
+    after: r#"
+        expect "sum of 100 MB to the host" "$(sed -n 's/^said: sum \([0-9a-f]*\).*/\1/p' $D/console)" "$(sum <$D/up)"
+        holds "interface is gone" test ! -e /sys/class/net/nyx0
+    "#,
+    ..GuestTest::NOTHING
+};
+
+/// Connections by socket address family, both ways, and a second console.
+const VSOCK: GuestTest = GuestTest {
+    name: "vsock",
+    options: "--cpus 2 --memory 384M --disk $DEBIAN,readonly,serial=debian --vsock cid=5,socket=$D/vsock",
+    cmdline: "root= nyx.system=debian nyx.sum=$SUM",
+    before: r#"
+        dd if=/dev/urandom of=$D/down bs=1M count=10 2>/dev/null
+        SUM=$(sum <$D/down)
+        socat -u UNIX-LISTEN:$D/vsock_5000 CREATE:$D/up &
+    "#,
+    guest: r#"
+        holds "vsock device" test -c /dev/vsock
+        dd if=/dev/urandom of=/tmp/up bs=1M count=10 2>/dev/null
+        holds "10 MB to the host" socat -u OPEN:/tmp/up VSOCK-CONNECT:2:5000
+        say "sum $(sum </tmp/up)"
+        holds "nobody listens there" sh -c '! socat -u OPEN:/tmp/check VSOCK-CONNECT:2:5001'
+        say "listening"
+        expect "sum of 10 MB from the host" "$(option nyx.sum)" "$(timeout 60 socat -u VSOCK-LISTEN:1234 - | sum)"
+        expect "no complaints of the kernel" "" "$(complaints)"
+    "#,
+    beside: r#"
+        await "said: listening"
+        sleep 1
+        cat >$D/connect.py <<'PYTHON'
+import socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect(sys.argv[1])
+link.sendall(b"CONNECT 1234\n")
+answer = b""
+while not answer.endswith(b"\n"):
+    answer += link.recv(1)
+assert answer.startswith(b"OK "), answer
+link.sendall(open(sys.argv[2], "rb").read())
+link.shutdown(socket.SHUT_WR)
+while link.recv(4096):
+    pass
+PYTHON
+        holds "10 MB to the guest" python3 $D/connect.py $D/vsock $D/down
+    "#,
+    after: r#"
+        expect "sum of 10 MB to the host" "$(sed -n 's/^said: sum \([0-9a-f]*\).*/\1/p' $D/console)" "$(sum <$D/up)"
+        holds "socket is gone" test ! -e $D/vsock
+    "#,
+    ..GuestTest::NOTHING
+};
