@@ -39,9 +39,6 @@ pub(crate) struct RunArgs {
     /// Print how long each stage of the start took
     #[arg(long)]
     pub(crate) timing: bool,
-    /// Write the machine's final state tree to this file as JSON
-    #[arg(long, value_name = "PATH")]
-    pub(crate) inspect_at_end: Option<PathBuf>,
 }
 
 #[derive(Args)]

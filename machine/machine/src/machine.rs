@@ -158,8 +158,17 @@ impl QuiescedMachine<'_> {
     }
 
     /// Re-applies what [`QuiescedMachine::save`] captured, on a machine of the same plan. Memory
-    /// must be in place already.
+    /// must be in place already. A machine that was restored in part is left at rest.
     pub fn restore(
+        &mut self,
+        blobs: BTreeMap<UnitName, Blob>,
+    ) -> Result<(), (UnitName, RestoreError)> {
+        let applied = self.apply(blobs);
+        self.resume &= applied.is_ok();
+        applied
+    }
+
+    fn apply(
         &mut self,
         mut blobs: BTreeMap<UnitName, Blob>,
     ) -> Result<(), (UnitName, RestoreError)> {
@@ -195,8 +204,15 @@ impl QuiescedMachine<'_> {
         self.units().restore(blobs)
     }
 
-    /// Resets units and vCPUs. Memory keeps its content.
+    /// Resets units and vCPUs. Memory keeps its content. A machine that was reset in part is left
+    /// at rest.
     pub fn reset(&mut self, kind: ResetKind) -> Result<(), String> {
+        let done = self.reset_all(kind);
+        self.resume &= done.is_ok();
+        done
+    }
+
+    fn reset_all(&mut self, kind: ResetKind) -> Result<(), String> {
         self.units().reset(kind);
         for index in 0..self.machine.vcpus.len() {
             self.machine

@@ -33,6 +33,7 @@ enum Step {
     Eoi(u8),
     TripleFault,
     Break(u32),
+    Panic,
 }
 
 #[derive(Default)]
@@ -108,6 +109,8 @@ impl Vcpu for ScriptedVcpu {
                 suberror,
                 evidence: vec![7],
             }),
+            #[expect(clippy::panic, reason = "a bug of the VMM, to be survived")]
+            Step::Panic => panic!("the VMM has a bug"),
         })
     }
     fn settle(&mut self) -> Result<Option<Exit<'_>>, HvError> {
@@ -590,6 +593,40 @@ fn saved_state_comes_back_on_another_machine_and_gaps_are_named() {
         .restore(extra)
         .unwrap_err();
     assert_eq!(&*unit, "c");
+}
+
+#[test]
+fn a_machine_restored_in_part_does_not_run_on() {
+    let mut bench = bench();
+    let blobs = bench.machine.quiesce(soon()).unwrap().save().unwrap();
+    bench.machine.start();
+    let mut quiesced = bench.machine.quiesce(soon()).unwrap();
+    let mut missing = blobs.clone();
+    missing.remove("b");
+    assert!(quiesced.restore(missing).is_err());
+    drop(quiesced);
+    assert!(!bench.machine.is_running());
+    // A whole one heals it.
+    let mut quiesced = bench.machine.quiesce(soon()).unwrap();
+    quiesced.restore(blobs).unwrap();
+    quiesced.run();
+    assert!(bench.machine.is_running());
+}
+
+#[test]
+fn a_vcpu_whose_thread_panics_is_reported_and_nobody_waits_for_it() {
+    let mut bench = bench();
+    bench.script.0.steps.lock().push_back(Step::Panic);
+    bench.machine.start();
+    assert_eq!(
+        bench.events.recv_timeout(Duration::from_secs(10)),
+        Ok(VcpuEvent::Failed("its thread panicked".into()))
+    );
+    let quiesced = bench.machine.quiesce(soon()).unwrap();
+    let (unit, _) = quiesced.save().unwrap_err();
+    assert_eq!(&*unit, "vcpu0");
+    let entry = quiesced.machine().set_entry(EntryState::default());
+    assert_eq!(entry, Err("there is no vCPU".into()));
 }
 
 #[test]

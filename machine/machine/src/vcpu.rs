@@ -201,6 +201,9 @@ impl VcpuSet {
         let seat = self.seats.get(index)?;
         let (tell, told) = channel();
         let mut orders = seat.shared.orders.lock();
+        if orders.goal == Goal::End {
+            return None;
+        }
         orders.jobs.push(Box::new(move |vcpu| {
             // The asker waits; if it is gone, so is the interest in the result.
             let _ = tell.send(job(vcpu));
@@ -251,6 +254,30 @@ impl Inspect for VcpuSet {
     }
 }
 
+/// Leaves the seat in order when the thread ends, by a panic too: nobody waits for it in vain.
+struct Farewell {
+    shared: Arc<Shared>,
+    sink: Arc<dyn VcpuSink>,
+    index: u32,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let mut orders = self.shared.orders.lock();
+        orders.goal = Goal::End;
+        orders.resting = true;
+        // Dropping a job tells its asker that there is no result.
+        let unheard = std::mem::take(&mut orders.jobs);
+        self.shared.changed.notify_all();
+        drop(orders);
+        drop(unheard);
+        if std::thread::panicking() {
+            let why = VcpuEvent::Failed("its thread panicked".into());
+            self.sink.event(self.index, why);
+        }
+    }
+}
+
 struct Thread {
     vcpu: Box<dyn Vcpu>,
     index: u32,
@@ -266,6 +293,11 @@ impl Thread {
         if tell.send(kick).is_err() || !usable {
             return;
         }
+        let _farewell = Farewell {
+            shared: self.shared.clone(),
+            sink: self.around.sink.clone(),
+            index: self.index,
+        };
         while self.resting() {
             self.running();
         }

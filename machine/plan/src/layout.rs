@@ -106,6 +106,12 @@ pub struct Layout {
     pub io_ports: Range,
 }
 
+/// How much of `size` bytes of RAM lies below the hole: it ends at a page of the backing size, or
+/// the hole would split a huge page.
+pub(crate) fn low_ram(size: u64, page: u64) -> u64 {
+    size.min(LOW_RAM_END - LOW_RAM_END % page)
+}
+
 /// Lays memory out: `size` bytes of RAM, `reserved` bytes of it (a multiple of the page) set aside
 /// for devices and `acpi` for tables, in an address space of `bits`.
 pub(crate) fn lay_out(
@@ -117,16 +123,17 @@ pub(crate) fn lay_out(
     bits: u8,
 ) -> Result<(Layout, Range), String> {
     let space = 1u64.checked_shl(bits.into()).unwrap_or(u64::MAX);
-    // Low RAM must end at a page of the backing size, or the hole would split a huge page.
-    let low = size.min(LOW_RAM_END - LOW_RAM_END % page);
+    let low = low_ram(size, page);
     let high = size - low;
-    let top = if high == 0 { HIGH_RAM } else { HIGH_RAM + high };
-    if high != 0 && top > space {
+    let Some(top) = HIGH_RAM
+        .checked_add(high)
+        .filter(|top| high == 0 || *top <= space)
+    else {
         let most = low.saturating_add(space.saturating_sub(HIGH_RAM));
         return Err(format!(
             "{size} bytes do not fit the {bits} physical address bits of this host; use at most {most}"
         ));
-    }
+    };
     let mut ram = vec![Range { base: 0, len: low }];
     if high != 0 {
         ram.push(Range {
@@ -184,7 +191,8 @@ pub(crate) fn lay_out(
     }
     map.retain(|(range, _)| range.len != 0);
     // 64-bit windows take the quarter of the address space above RAM, at a round address.
-    let mmio64 = Some(top.next_multiple_of(1 << 36))
+    let mmio64 = top
+        .checked_next_multiple_of(1 << 36)
         .filter(|base| pci && *base < space)
         .map(|base| Range {
             base,

@@ -9,7 +9,7 @@ use nyx_device::{
 use nyx_spec::{CpuSpec, HugePageSize, Transport, VmSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the host can do. Injected, so that planning is testable without a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +113,13 @@ pub fn resolve(
         ));
     }
     let pci = spec.transport == Transport::Pci;
-    let wanted = wanted(spec, pci);
+    let page = match spec.memory.huge_pages {
+        HugePageSize::Off | HugePageSize::Transparent => PAGE,
+        HugePageSize::Size2M => 2 << 20,
+        HugePageSize::Size1G => 1 << 30,
+    };
+    let wanted = wanted(spec, pci, page);
+    check_names(&wanted, &mut errors);
     let mut demands = Vec::new();
     for want in &wanted {
         match demand(want, catalog) {
@@ -128,11 +134,6 @@ pub fn resolve(
         .iter()
         .map(|d| d.reserved_ram.next_multiple_of(PAGE))
         .sum();
-    let page = match spec.memory.huge_pages {
-        HugePageSize::Off | HugePageSize::Transparent => PAGE,
-        HugePageSize::Size2M => 2 << 20,
-        HugePageSize::Size1G => 1 << 30,
-    };
     // MADT and DSDT grow by some hundred bytes with each vCPU.
     let acpi = (64 << 10) + (u64::from(spec.cpus.count) * 512).next_multiple_of(PAGE);
     let bits = host.physical_address_bits;
@@ -204,9 +205,28 @@ fn cpus(spec: CpuSpec) -> Vec<CpuPlan> {
         .collect()
 }
 
-/// The platform's own devices, then the user's.
-fn wanted(spec: &VmSpec, pci: bool) -> Vec<Wanted> {
-    let low = spec.memory.size.min(layout::LOW_RAM_END);
+/// Names under which the machine's own state stands among its units'.
+const OWN_NAMES: [&str; 2] = ["vm", "clock"];
+
+/// Refuses a name that the platform or the machine has already: units go by their names.
+fn check_names(wanted: &[Wanted], errors: &mut Vec<ConfigError>) {
+    let mut seen: BTreeSet<&str> = OWN_NAMES.into();
+    for want in wanted {
+        let cpu = want.name.strip_prefix("vcpu");
+        let is_cpu = cpu.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+        if !seen.insert(&want.name) || is_cpu {
+            let reason = format!("{:?} is the name of another unit", want.name);
+            errors.push(ConfigError::new(
+                format!("{}.name", want.field),
+                format!("{reason}; choose another"),
+            ));
+        }
+    }
+}
+
+/// The platform's own devices, then the user's. RAM comes in pages of `page` bytes.
+fn wanted(spec: &VmSpec, pci: bool, page: u64) -> Vec<Wanted> {
+    let low = layout::low_ram(spec.memory.size, page);
     let platform = |name: &str, kind: &str, config: Value| Wanted {
         name: name.into(),
         kind: kind.into(),

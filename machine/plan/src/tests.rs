@@ -171,6 +171,9 @@ fn huge_pages_are_never_split_by_the_hole() {
     let plan = plan("memory = { size = \"4G\", huge_pages = \"1G\" }\n");
     assert_eq!(plan.layout.ram[0].len, 2 << 30);
     assert_eq!(plan.layout.ram[1].len, 2 << 30);
+    let rtc = plan.placements.iter().find(|p| p.name == "rtc").unwrap();
+    let told = serde_json::json!({ "low_memory": 2u64 << 30, "high_memory": 2u64 << 30 });
+    assert_eq!(rtc.config, told, "the CMOS says where RAM is");
 }
 
 #[test]
@@ -239,6 +242,13 @@ fn refusals_name_field_value_and_mend() {
              at most 1098169450496"
         ]
     );
+    let most = "memory: 18446744073709547520 bytes do not fit";
+    assert!(refusals("memory = \"18014398509481980K\"\n")[0].starts_with(most));
+    for name in ["rtc", "vm", "clock", "vcpu0", "pci-host"] {
+        let said = refusals(&format!("[[disks]]\npath = \"d\"\nname = \"{name}\"\n"));
+        let reason = format!("{name:?} is the name of another unit; choose another");
+        assert_eq!(said, [format!("disks[0].name: {reason}")]);
+    }
     let many = "[[disks]]\npath = \"d\"\n".repeat(31);
     let refused = refusals(&many);
     assert_eq!(refused.len(), 1, "{refused:?}");

@@ -255,8 +255,9 @@ fn cpus(cpus: &Cpus, problems: &mut Problems) -> CpuSpec {
     let cores = cores
         .unwrap_or_else(|| (count / sockets / threads).max(1))
         .max(1);
-    let product = u64::from(sockets) * u64::from(cores) * u64::from(threads);
-    if product != u64::from(count) {
+    // Three factors of 32 bits do not overflow this.
+    let product = u128::from(sockets) * u128::from(cores) * u128::from(threads);
+    if product != u128::from(count) {
         problems.add(
             "cpus",
             format!(

@@ -9,7 +9,7 @@ const GUEST: &str = include_str!("guest.sh");
 const HOST: &str = include_str!("host.sh");
 
 /// How long one guest may run, in seconds.
-const LIMIT: u32 = 100;
+const LIMIT: u32 = 180;
 
 /// The form of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

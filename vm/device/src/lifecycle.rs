@@ -58,6 +58,16 @@ impl Drain {
         self.0.is_empty()
     }
 
+    /// Waits for all workers until `deadline` and says whether they have finished. Unlike
+    /// [`Drain::wait`] it can be asked again.
+    pub fn finishes_by(&mut self, deadline: Instant) -> bool {
+        self.0.retain(|done| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            matches!(done.recv_timeout(left), Err(RecvTimeoutError::Timeout))
+        });
+        self.0.is_empty()
+    }
+
     /// Waits for all workers, or reports that one is stuck.
     pub fn wait(self, deadline: Instant) -> Result<(), Stuck> {
         for done in self.0 {

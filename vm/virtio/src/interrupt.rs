@@ -98,10 +98,18 @@ impl Interrupt {
     /// Says that the driver broke the device's protocol and must reset it (Virtio 1.2 §2.1.1).
     pub fn broken(&self, why: impl fmt::Display) {
         self.broken_rings.inc();
-        if !self.needs_reset.swap(true, Ordering::AcqRel) {
+        if self.need_reset() {
             self.faults.report(FaultKind::Protocol, why);
+        }
+    }
+
+    /// Tells the driver that the device needs a reset; `false` if it was told before.
+    pub(crate) fn need_reset(&self) -> bool {
+        let first = !self.needs_reset.swap(true, Ordering::AcqRel);
+        if first {
             self.config();
         }
+        first
     }
 
     fn raise(&self, vector: u16, isr: u32) {

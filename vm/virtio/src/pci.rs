@@ -306,6 +306,7 @@ impl PciHooks for VirtioPci {
         }
         if offset >= BODY_DATA {
             if let Some((at, len)) = self.access_window()
+                && offset == BODY_DATA
                 && let Some(data) = data.get(..len)
             {
                 // An access that the BAR refuses has no effect, as on the bus.

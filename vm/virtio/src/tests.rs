@@ -35,12 +35,13 @@ struct MirrorTask {
     dma: DmaSpace,
     held: Arc<Mutex<bool>>,
     waiting: Vec<crate::Chain>,
+    draining: bool,
 }
 
 impl MirrorTask {
     fn serve(&mut self) -> Result<Progress, TaskError> {
         let view = self.dma.view();
-        loop {
+        while !self.draining {
             self.queue.disable_kicks();
             while let Some(chain) = self.queue.pop(&view)? {
                 self.waiting.push(chain);
@@ -66,6 +67,7 @@ impl MirrorTask {
                 .read_into(&view, 0, &mut bytes)
                 .and_then(|()| chain.write(&view, 0, &bytes))
                 .map_or(0, |()| len as u32);
+            assert_ne!(bytes, b"die!", "the guest found a bug");
             self.queue.push(chain.head(), copied);
         }
         self.queue.notify();
@@ -81,9 +83,11 @@ impl QueueTask for MirrorTask {
         self.serve()
     }
     fn resume(&mut self, _: &Poller) -> Result<Progress, TaskError> {
+        self.draining = false;
         self.serve()
     }
     fn drain(&mut self) -> Result<bool, TaskError> {
+        self.draining = true;
         self.finish();
         Ok(self.waiting.is_empty())
     }
@@ -124,6 +128,7 @@ impl VirtioDevice for Mirror {
                     dma,
                     held,
                     waiting: Vec::new(),
+                    draining: false,
                 }) as _
             })
             .collect())
@@ -596,6 +601,147 @@ fn a_reset_reads_zero_only_once_nothing_is_in_flight() {
             rig.kick();
             rig.status() == 0
         });
+    });
+}
+
+/// A device with one chain in flight for as long as it is held.
+fn busy(attach: Attach) -> Rig {
+    let mut rig = Rig::new(attach);
+    rig.live(0);
+    *rig.held.lock() = true;
+    rig.poke(DATA, *b"slow");
+    rig.descriptor(DESC, 0, DATA, 4, 1, 1);
+    rig.descriptor(DESC, 1, DATA + 64, 4, 2, 0);
+    rig.offer(0);
+    // Its kick is cleared before the chain is taken, and the threshold moves after.
+    std::thread::sleep(Duration::from_millis(20));
+    rig
+}
+
+#[test]
+fn a_driver_that_does_not_wait_for_the_reset_of_an_idle_device_needs_not() {
+    both(|attach| {
+        let mut rig = Rig::new(attach);
+        rig.live(0);
+        rig.mirror(*b"ping");
+        rig.write(Reg::Status, 0);
+        rig.negotiate(1 << 32);
+        assert_eq!(rig.status(), READY);
+    });
+}
+
+#[test]
+fn a_device_that_was_too_busy_to_pause_goes_on() {
+    both(|attach| {
+        let mut rig = busy(attach);
+        let drain = rig.slot.with(|d| d.stop()).unwrap();
+        assert!(
+            drain
+                .wait(Instant::now() + Duration::from_millis(20))
+                .is_err()
+        );
+        rig.slot.with(|d| d.start());
+        *rig.held.lock() = false;
+        rig.kick();
+        rig.wait("the slow chain", || rig.used() == 1);
+        assert_eq!(rig.mirror(*b"next"), *b"next");
+    });
+}
+
+#[test]
+fn a_reset_under_way_survives_a_pause_that_fails() {
+    both(|attach| {
+        let rig = busy(attach);
+        rig.write(Reg::Status, 0);
+        assert_eq!(rig.status(), LIVE);
+        let drain = rig.slot.with(|d| d.stop()).unwrap();
+        assert!(
+            drain
+                .wait(Instant::now() + Duration::from_millis(20))
+                .is_err()
+        );
+        rig.slot.with(|d| d.start());
+        assert_eq!(rig.status(), LIVE, "the chain is still in flight");
+        *rig.held.lock() = false;
+        rig.wait("the reset", || {
+            rig.kick();
+            rig.status() == 0
+        });
+        assert_eq!(rig.used(), 1);
+    });
+}
+
+#[test]
+fn a_reset_under_way_is_over_after_a_pause() {
+    both(|attach| {
+        let mut rig = busy(attach);
+        rig.write(Reg::Status, 0);
+        *rig.held.lock() = false;
+        let drain = rig.slot.with(|d| d.stop()).unwrap();
+        rig.kick();
+        drain
+            .wait(Instant::now() + Duration::from_secs(10))
+            .unwrap();
+        rig.slot.with(|d| d.save_blob()).unwrap().unwrap();
+        rig.slot.with(|d| d.start());
+        assert_eq!(rig.status(), 0);
+        rig.available = 0;
+        rig.poke(AVAIL + 2, [0; 2]);
+        rig.poke(USED + 2, [0; 2]);
+        rig.live(0);
+        assert_eq!(rig.mirror(*b"anew"), *b"anew");
+    });
+}
+
+#[test]
+fn a_worker_that_panics_leaves_a_device_that_can_be_paused_and_reset() {
+    both(|attach| {
+        let mut rig = Rig::new(attach);
+        rig.live(0);
+        rig.poke(DATA, *b"die!");
+        rig.descriptor(DESC, 0, DATA, 4, 1, 1);
+        rig.descriptor(DESC, 1, DATA + 64, 4, 2, 0);
+        rig.offer(0);
+        rig.wait("the end", || rig.status() == LIVE | NEEDS_RESET);
+        rig.quiesce();
+        rig.slot.with(|d| d.start());
+        rig.write(Reg::Status, 0);
+        assert_eq!(rig.status(), 0);
+        rig.wait("the fault", || {
+            let said = rig.bench.faults.take();
+            said.iter().any(|f| f.kind == FaultKind::Panicked)
+        });
+        rig.available = 0;
+        rig.poke(AVAIL + 2, [0; 2]);
+        rig.live(0);
+        assert_eq!(rig.mirror(*b"well"), *b"well");
+    });
+}
+
+#[test]
+fn what_tasks_hold_is_back_when_the_device_is_reset_or_gone() {
+    both(|attach| {
+        let mut rig = Rig::new(attach);
+        let without_tasks = Arc::strong_count(&rig.held);
+        for _ in 0..20 {
+            rig.available = 0;
+            rig.poke(AVAIL + 2, [0; 2]);
+            rig.poke(USED + 2, [0; 2]);
+            rig.live(0);
+            rig.mirror(*b"hold");
+            assert_eq!(Arc::strong_count(&rig.held), without_tasks + 1);
+            rig.quiesce();
+            rig.slot.with(|d| d.reset(nyx_device::ResetKind::Warm));
+            assert_eq!(Arc::strong_count(&rig.held), without_tasks);
+            rig.slot.with(|d| d.start());
+        }
+        rig.available = 0;
+        rig.poke(AVAIL + 2, [0; 2]);
+        rig.poke(USED + 2, [0; 2]);
+        rig.live(0);
+        rig.mirror(*b"gone");
+        drop(rig.slot.take());
+        assert_eq!(Arc::strong_count(&rig.held), without_tasks - 1);
     });
 }
 

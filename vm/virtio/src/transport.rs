@@ -21,9 +21,10 @@ use nyx_memory::DmaSpace;
 use nyx_reactor::EventFd;
 use nyx_state::{RestoreError, SaveError};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
-    VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -34,6 +35,17 @@ const RING_FEATURES: u64 =
 const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
 const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
 const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
+/// DEVICE_NEEDS_RESET: the device's own bit, kept with the interrupts.
+const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+
+/// How long the write that begins a reset waits for the workers.
+///
+/// The standard has the driver read the status until it is zero (§2.4.2). OVMF at the end of boot
+/// services, and Linux over MMIO, do not: they write zero and give the queues' memory to somebody
+/// else. Idle workers end within a fraction of a millisecond, and then such a driver is safe, too.
+const RESET_PATIENCE: Duration = Duration::from_millis(20);
+/// How long parked workers, or those of a device that goes, may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One queue as the driver sets it up.
 pub(crate) struct QueueSetup {
@@ -52,6 +64,12 @@ pub(crate) enum Area {
     Device,
 }
 
+/// A reset whose workers have not all ended yet.
+struct Resetting {
+    workers: Vec<Worker>,
+    drain: Drain,
+}
+
 pub(crate) struct Transport {
     // Wiring
     pub(crate) device: Box<dyn VirtioDevice>,
@@ -68,7 +86,9 @@ pub(crate) struct Transport {
     pub(crate) driver_feature_select: u32,
     pub(crate) queue_select: u16,
     queues: Vec<QueueSetup>,
-    resetting: Option<Drain>,
+    resetting: Option<Resetting>,
+    /// A reset that a pause took for done, and the status before it.
+    interrupted_reset: Option<(u8, Resetting)>,
     // Statistics
     activations: Counter,
     resets: Counter,
@@ -112,6 +132,7 @@ impl Transport {
             queue_select: 0,
             queues,
             resetting: None,
+            interrupted_reset: None,
             activations: Counter::default(),
             resets: Counter::default(),
             refused_writes: Counter::default(),
@@ -137,7 +158,7 @@ impl Transport {
             return;
         }
         // The driver must not clear bits (§2.1.1); DEVICE_NEEDS_RESET is ours.
-        let mut new = self.status | (status & !(0x40));
+        let mut new = self.status | (status & !NEEDS_RESET);
         let added = new & !self.status;
         if added & FEATURES_OK != 0 && !self.features_agreed() {
             new &= !FEATURES_OK;
@@ -205,8 +226,8 @@ impl Transport {
             let role = format!("q{number}");
             match Worker::start(&self.threads, &role, task, self.interrupt.clone()) {
                 Ok(worker) => self.workers.push(worker),
+                // Those that have started stay until the reset that the driver owes now.
                 Err(e) => {
-                    self.workers.clear();
                     return self
                         .interrupt
                         .broken(format_args!("cannot start a worker: {e}"));
@@ -219,15 +240,29 @@ impl Transport {
         if self.resetting.is_some() {
             return;
         }
-        let drains = self.workers.drain(..).map(Worker::end);
-        let drain = drains.fold(Drain::idle(), Drain::and);
-        self.resetting = Some(drain);
+        let workers = std::mem::take(&mut self.workers);
+        let mut drain = end(&workers);
+        drain.finishes_by(Instant::now() + RESET_PATIENCE);
+        self.resetting = Some(Resetting { workers, drain });
         self.poll_reset();
+    }
+
+    /// Ends the workers and waits for them: what they borrowed of the device must be back before
+    /// the device goes on or goes away. Those that are parked end at once.
+    fn end_workers(&mut self) {
+        let mut workers = std::mem::take(&mut self.workers);
+        let interrupted = self.interrupted_reset.take().map(|(_, reset)| reset);
+        for resetting in self.resetting.take().into_iter().chain(interrupted) {
+            workers.extend(resetting.workers);
+        }
+        // One that hangs is reported by whoever finds its backend lent.
+        end(&workers).finishes_by(Instant::now() + END_PATIENCE);
     }
 
     /// Ends a reset whose workers have drained; until then status reads what it was.
     fn poll_reset(&mut self) {
-        if self.resetting.as_mut().is_some_and(Drain::is_complete) {
+        let over = |resetting: &mut Resetting| resetting.drain.is_complete();
+        if self.resetting.as_mut().is_some_and(over) {
             self.finish_reset();
         }
     }
@@ -272,6 +307,7 @@ impl Transport {
     }
 
     pub(crate) fn set_driver_features(&mut self, bits: u32) {
+        self.poll_reset();
         if self.status & FEATURES_OK != 0 || self.resetting.is_some() {
             self.refused_writes.inc();
             return;
@@ -306,6 +342,7 @@ impl Transport {
     }
 
     fn edit(&mut self, f: impl FnOnce(&mut QueueSetup) -> bool) {
+        self.poll_reset();
         let frozen = self.is_frozen();
         let queue = self.queues.get_mut(usize::from(self.queue_select));
         if frozen || !queue.is_some_and(f) {
@@ -365,6 +402,7 @@ impl Transport {
     }
 
     pub(crate) fn write_config(&mut self, offset: u64, data: &[u8]) -> Result<(), BadAccess> {
+        self.poll_reset();
         if self.resetting.is_some() {
             return Err(BadAccess::NoRegister);
         }
@@ -375,7 +413,13 @@ impl Transport {
     // Lifecycle ------------------------------------------------------------------------------
 
     pub(crate) fn start(&mut self) {
-        if self.workers.is_empty() {
+        if let Some((status, mut reset)) = self.interrupted_reset.take()
+            && !reset.drain.is_complete()
+        {
+            // The pause failed: the driver goes on waiting.
+            self.status = status;
+            self.resetting = Some(reset);
+        } else if self.workers.is_empty() {
             // Just restored: the workers of a live device are still to be made.
             if self.is_live() && self.interrupt.status_bits() == 0 {
                 self.activate();
@@ -391,18 +435,20 @@ impl Transport {
             .iter()
             .map(Worker::park)
             .fold(Drain::idle(), Drain::and);
-        match self.resetting.take() {
+        if let Some(reset) = self.resetting.take() {
             // The caller waits for the workers, so the reset may as well be over.
-            Some(drain) => {
-                self.finish_reset();
-                drain.and(parked)
-            }
+            let status = self.status;
+            self.finish_reset();
+            self.interrupted_reset = Some((status, reset));
+        }
+        match &self.interrupted_reset {
+            Some((_, reset)) => end(&reset.workers).and(parked),
             None => parked,
         }
     }
 
     pub(crate) fn reset(&mut self) {
-        self.workers.clear();
+        self.end_workers();
         self.finish_reset();
     }
 
@@ -473,9 +519,8 @@ impl Transport {
             }
         }
         self.device.restore_blob(&saved.device.into())?;
-        self.workers.clear();
-        self.resetting = None;
-        self.status = saved.status;
+        self.end_workers();
+        self.status = saved.status & !NEEDS_RESET;
         self.accepted = saved.accepted;
         self.device_feature_select = saved.device_feature_select;
         self.driver_feature_select = saved.driver_feature_select;
@@ -502,6 +547,20 @@ impl Transport {
         self.interrupt.set_isr(saved.isr.into());
         Ok(())
     }
+}
+
+impl Drop for Transport {
+    /// The backends are given back before the device is gone: a terminal in raw mode or a socket's
+    /// path must not outlive the process because a thread came too late.
+    fn drop(&mut self) {
+        self.end_workers();
+    }
+}
+
+/// Has `workers` end.
+fn end(workers: &[Worker]) -> Drain {
+    let drains = workers.iter().map(Worker::end);
+    drains.fold(Drain::idle(), Drain::and)
 }
 
 impl Inspect for Transport {

@@ -18,7 +18,8 @@ enum Command {
 }
 
 struct Shared {
-    commands: Mutex<Vec<Command>>,
+    /// `None` once the thread is gone: a command is dropped then, and its token with it.
+    commands: Mutex<Option<Vec<Command>>>,
     event: EventFd,
     /// Progress of the task's queues, valid while it is parked.
     parked: Mutex<Option<Vec<(u16, QueueProgress)>>>,
@@ -26,7 +27,10 @@ struct Shared {
 
 impl Shared {
     fn send(&self, command: Command) {
-        self.commands.lock().push(command);
+        match &mut *self.commands.lock() {
+            Some(commands) => commands.push(command),
+            None => return,
+        }
         self.event.signal();
     }
 }
@@ -45,7 +49,7 @@ impl Worker {
         interrupt: Arc<Interrupt>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            commands: Mutex::default(),
+            commands: Mutex::new(Some(Vec::new())),
             event: EventFd::new()?,
             parked: Mutex::default(),
         });
@@ -74,8 +78,8 @@ impl Worker {
         self.shared.send(Command::Resume);
     }
 
-    /// Finishes what is in flight, drops the task and ends the thread.
-    pub(crate) fn end(self) -> Drain {
+    /// Finishes what is in flight, drops the task and ends the thread. May be asked repeatedly.
+    pub(crate) fn end(&self) -> Drain {
         let (drain, token) = Drain::pending();
         self.shared.send(Command::End(token));
         drain
@@ -102,6 +106,23 @@ struct Thread {
     broken: bool,
 }
 
+/// Closes the command queue when the thread ends, so that nobody waits for an answer of it. One
+/// that ends by a panic leaves a device that needs a reset.
+struct Farewell {
+    shared: Arc<Shared>,
+    interrupt: Arc<Interrupt>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        let unheard = self.shared.commands.lock().take();
+        drop(unheard);
+        if std::thread::panicking() {
+            self.interrupt.need_reset();
+        }
+    }
+}
+
 /// What the thread is asked to reach.
 enum Goal {
     Serve,
@@ -110,21 +131,35 @@ enum Goal {
 }
 
 impl Thread {
-    fn run(mut self) {
+    fn run(self) {
+        // Dropped in reverse, even by a panic: the task goes before the tokens. Once they are gone
+        // the device may give the task's backend to another one, and the guest its memory.
+        let _farewell = Farewell {
+            shared: self.shared.clone(),
+            interrupt: self.interrupt.clone(),
+        };
+        let mut goal = Goal::Serve;
+        let mut thread = self;
+        thread.pursue(&mut goal);
+    }
+
+    /// Follows commands until the end.
+    fn pursue(&mut self, goal: &mut Goal) {
         let mut again = None;
         if let Err(e) = self.task.register(&self.poller) {
             self.breaks(&e.into());
         } else {
             again = self.step(|task, poller| task.resume(poller));
         }
-        let mut goal = Goal::Serve;
+        // The task was asked to drain: it takes no work until it is resumed, drained or not.
+        let mut draining = false;
         let mut parked = false;
         let mut ready = Vec::new();
         loop {
             // Commands first, so that they are heard under any load.
-            let commands = std::mem::take(&mut *self.shared.commands.lock());
-            for command in commands {
-                goal = match (goal, command) {
+            let commands = self.shared.commands.lock().as_mut().map(std::mem::take);
+            for command in commands.into_iter().flatten() {
+                *goal = match (std::mem::replace(goal, Goal::Serve), command) {
                     (Goal::End(mut tokens), Command::Park(token) | Command::End(token)) => {
                         tokens.push(token);
                         Goal::End(tokens)
@@ -141,18 +176,20 @@ impl Thread {
                     }
                     (Goal::Serve, Command::Park(token)) => Goal::Park(vec![token]),
                     (Goal::Park(_) | Goal::Serve, Command::Resume) => {
-                        if std::mem::take(&mut parked) {
-                            *self.shared.parked.lock() = None;
+                        parked = false;
+                        *self.shared.parked.lock() = None;
+                        if std::mem::take(&mut draining) {
                             again = self.step(|task, poller| task.resume(poller));
                         }
                         Goal::Serve
                     }
                 };
             }
-            match &mut goal {
+            match goal {
                 Goal::Serve => {}
                 Goal::Park(tokens) => {
                     again = None;
+                    draining = true;
                     if parked || self.drained() {
                         let queues = self.task.queues();
                         let progress = queues.iter().map(|q| (q.index(), q.progress())).collect();
@@ -164,9 +201,6 @@ impl Thread {
                 Goal::End(_) => {
                     again = None;
                     if parked || self.drained() {
-                        // Before the tokens: once they are gone, the device may give the task's
-                        // backend to another one.
-                        drop(self.task);
                         return;
                     }
                 }

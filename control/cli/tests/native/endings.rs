@@ -44,7 +44,9 @@ fn native_a_reset_works_with_every_device_live_and_without_pci() {
             .then(Ending::Reset)
             .option("boots", 3);
         let mut command = run(&guest);
-        command.args(["--disk", &disk, "--net", "null", "--cpus", "2"]).args(transport);
+        command
+            .args(["--disk", &disk, "--net", "null", "--cpus", "2"])
+            .args(transport);
         let outcome = finish(&mut command);
         if outcome.code != 0 || outcome.stdout.matches("ok virtio-rng").count() != 3 {
             outcome.fail("three boots");
@@ -57,7 +59,9 @@ fn native_a_reset_works_with_every_device_live_and_without_pci() {
 fn native_a_triple_fault_is_told_with_the_last_lines() {
     let outcome = end_with(Ending::TripleFault);
     if outcome.code != 4
-        || !outcome.stderr.contains("nyx: the guest's CPU 0 gave up (triple fault)")
+        || !outcome
+            .stderr
+            .contains("nyx: the guest's CPU 0 gave up (triple fault)")
         || !outcome.stderr.contains("nyx:   ok serial")
     {
         outcome.fail("a triple fault");
@@ -84,7 +88,10 @@ fn native_signals_stop_a_machine_whatever_its_guest_does() {
     for ending in [Ending::Hang, Ending::Idle] {
         for signal in [Signal::TERM, Signal::INT] {
             let mut command = run(&Guest::new().test("serial").then(ending));
-            let mut child = command.args(["--cpus", "2", "--net", "user"]).spawn().unwrap();
+            let mut child = command
+                .args(["--cpus", "2", "--net", "user"])
+                .spawn()
+                .unwrap();
             let mut seen = String::new();
             let mut stdout = child.stdout.take().unwrap();
             until("the guest's tests", || {

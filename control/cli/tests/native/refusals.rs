@@ -29,11 +29,26 @@ fn native_kernels_that_cannot_be_booted() {
     let elf = fs::read(payload()).unwrap();
     let mut arm = elf.clone();
     arm[18..20].copy_from_slice(&183u16.to_le_bytes());
-    refused(["run", "--kernel", "/nowhere/vmlinuz"], &["boot.kernel", "/nowhere/vmlinuz"]);
-    refused(["run", "--kernel", &file("arm", &arm)], &["boot.kernel", "aarch64"]);
-    refused(["run", "--kernel", &file("short", &elf[..elf.len() / 2])], &["boot.kernel", "short"]);
-    refused(["run", "--kernel", &file("empty", b"")], &["boot.kernel", "empty"]);
-    refused(["run", "--kernel", &file("text", b"#!/bin/sh\n")], &["boot.kernel", "text"]);
+    refused(
+        ["run", "--kernel", "/nowhere/vmlinuz"],
+        &["boot.kernel", "/nowhere/vmlinuz"],
+    );
+    refused(
+        ["run", "--kernel", &file("arm", &arm)],
+        &["boot.kernel", "aarch64"],
+    );
+    refused(
+        ["run", "--kernel", &file("short", &elf[..elf.len() / 2])],
+        &["boot.kernel", "short"],
+    );
+    refused(
+        ["run", "--kernel", &file("empty", b"")],
+        &["boot.kernel", "empty"],
+    );
+    refused(
+        ["run", "--kernel", &file("text", b"#!/bin/sh\n")],
+        &["boot.kernel", "text"],
+    );
     refused(["run"], &["boot.kernel", "--kernel PATH"]);
     let absent = ["run", "--kernel", payload(), "--initrd", "/nowhere/initrd"];
     refused(absent, &["boot.initrd", "/nowhere/initrd"]);
@@ -43,24 +58,44 @@ fn native_kernels_that_cannot_be_booted() {
 #[ignore = "needs /dev/kvm"]
 fn native_machines_that_make_no_sense() {
     let with = |more: &[&str], words: &[&str]| {
-        refused(["run", "--kernel", payload()].into_iter().chain(more.iter().copied()), words);
+        refused(
+            ["run", "--kernel", payload()]
+                .into_iter()
+                .chain(more.iter().copied()),
+            words,
+        );
     };
     with(&["--cpus", "0"], &["cpus", "0", "1 or more"]);
     with(&["--cpus", "-3"], &["cpus", "-3"]);
     with(&["--cpus", "99999"], &["cpus", "99999", "at most"]);
-    with(&["--memory", "4097K"], &["memory", "multiple of the 4096-byte page"]);
+    with(
+        &["--memory", "4097K"],
+        &["memory", "multiple of the 4096-byte page"],
+    );
     with(&["--memory", "12"], &["memory", "12 bytes", "\"12M\""]);
     with(&["--memory", "lots"], &["memory", "lots", "512M"]);
     with(&["--memory", "1000T"], &["memory", "at most"]);
-    with(&["--net", "user,mac=53:54:00:00:00:01"], &["mac", "53:54:00:00:00:01", "even"]);
+    with(
+        &["--net", "user,mac=53:54:00:00:00:01"],
+        &["mac", "53:54:00:00:00:01", "even"],
+    );
     with(&["--net", "usr"], &["net", "usr", "did you mean `user`"]);
-    with(&["--disk", "a.img,readonyl"], &["disk", "readonyl", "did you mean `readonly`"]);
+    with(
+        &["--disk", "a.img,readonyl"],
+        &["disk", "readonyl", "did you mean `readonly`"],
+    );
     with(
         &["--net", "null,name=a", "--net", "null,name=a"],
         &["nets[1].name", "\"a\"", "another device"],
     );
-    with(&["--cmdline", "root=/dev/vda root=/dev/vdb"], &["cmdline", "two root", "keep one"]);
-    with(&["--memory", "256M", "--huge-pages", "1G"], &["memory", "page"]);
+    with(
+        &["--cmdline", "root=/dev/vda root=/dev/vdb"],
+        &["cmdline", "two root", "keep one"],
+    );
+    with(
+        &["--memory", "256M", "--huge-pages", "1G"],
+        &["memory", "page"],
+    );
 }
 
 #[test]
@@ -71,7 +106,10 @@ fn native_an_unknown_key_in_the_file_is_named_with_line_and_nearest() {
     fs::write(&path, "cpus = 1\n\n[boot]\nkernal = \"k\"\n").unwrap();
     let words = ["m.toml", "line 4", "`kernal`", "did you mean `kernel`"];
     refused(["run", path.to_str().unwrap()], &words);
-    refused(["run", "/nowhere/m.toml"], &["/nowhere/m.toml", "cannot be read"]);
+    refused(
+        ["run", "/nowhere/m.toml"],
+        &["/nowhere/m.toml", "cannot be read"],
+    );
 }
 
 #[test]
@@ -98,7 +136,12 @@ fn native_a_disk_in_use_is_refused_with_its_holder_until_that_ends() {
     let disk = image(folder.path(), "disk", 1 << 20);
     let log = folder.path().join("log");
     let mut command = run(&Guest::new().test("serial").then(Ending::Idle));
-    command.args(["--disk", &disk, "--console", &format!("file,path={}", log.display())]);
+    command.args([
+        "--disk",
+        &disk,
+        "--console",
+        &format!("file,path={}", log.display()),
+    ]);
     let mut holder = command.spawn().unwrap();
     until("the holder's start", || {
         fs::read_to_string(&log).is_ok_and(|text| text.contains("done"))
@@ -117,11 +160,22 @@ fn native_a_disk_in_use_is_refused_with_its_holder_until_that_ends() {
 #[test]
 #[ignore = "needs /dev/kvm"]
 fn native_the_plan_is_printed_without_running_anything() {
-    let outcome =
-        finish(&mut nyx(["plan", "--kernel", payload(), "--cpus", "2", "--net", "user"]));
+    let outcome = finish(&mut nyx([
+        "plan",
+        "--kernel",
+        payload(),
+        "--cpus",
+        "2",
+        "--net",
+        "user",
+    ]));
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     for words in ["2 vCPUs", "00:01.0  net0", "APIC", "console=ttyS0", "PVH"] {
-        assert!(outcome.stdout.contains(words), "{words}: {}", outcome.stdout);
+        assert!(
+            outcome.stdout.contains(words),
+            "{words}: {}",
+            outcome.stdout
+        );
     }
     let json = finish(&mut nyx(["plan", "--kernel", payload(), "--json"]));
     let plan: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();

@@ -21,7 +21,9 @@ pub(crate) fn nyx<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Command {
 /// `nyx run` of the payload with `guest`'s command line.
 pub(crate) fn run(guest: &Guest) -> Command {
     let mut command = nyx(["run", "--kernel"]);
-    command.arg(nyx_payload::elf_path()).args(["--cmdline", &guest.to_string()]);
+    command
+        .arg(nyx_payload::elf_path())
+        .args(["--cmdline", &guest.to_string()]);
     command
 }
 
@@ -40,7 +42,10 @@ impl Outcome {
 
     /// Fails the test with everything that was said.
     pub(crate) fn fail(&self, what: &str) -> ! {
-        panic!("{what}\nexit {}\n--- stdout\n{}\n--- stderr\n{}", self.code, self.stdout, self.stderr)
+        panic!(
+            "{what}\nexit {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.code, self.stdout, self.stderr
+        )
     }
 
     /// The guest ran its tests to the end, all passed, and it switched itself off.
@@ -90,8 +95,14 @@ pub(crate) fn wait(mut child: Child) -> Outcome {
     let text = |thread: Option<std::thread::JoinHandle<String>>| {
         thread.map(|t| t.join().unwrap()).unwrap_or_default()
     };
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Outcome { code, stdout: text(stdout), stderr: text(stderr) }
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Outcome {
+        code,
+        stdout: text(stdout),
+        stderr: text(stderr),
+    }
 }
 
 /// Waits until `done` says so.

@@ -365,6 +365,23 @@ fn a_slow_host_program_holds_the_guest_back_and_a_cheat_is_reset() {
 }
 
 #[test]
+fn credit_is_told_when_it_matters_and_when_asked() {
+    let mut b = bench();
+    let host = b.reach(80);
+    let mut updates = 0;
+    for _ in 0..100 {
+        b.send(header(op::RW, 1000, 80), &[1; 8192]);
+        assert_eq!(available(&host).len(), 8192);
+        updates += b.heard().len();
+    }
+    // 800 KiB through an allowance of 256 KiB, told at every half of it.
+    assert!((3..=8).contains(&updates), "{updates}");
+    b.send(header(op::CREDIT_REQUEST, 1000, 80), &[]);
+    let (update, _) = b.heard_one();
+    assert_eq!((update.op, update.fwd_cnt), (op::CREDIT_UPDATE, 819_200));
+}
+
+#[test]
 fn a_pause_holds_connections_and_loses_nothing() {
     let mut b = bench();
     let mut host = b.reach(80);

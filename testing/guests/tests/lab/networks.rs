@@ -13,8 +13,8 @@ const USER: GuestTest = GuestTest {
     before: r#"
         dd if=/dev/urandom of=$D/down bs=1M count=100 2>/dev/null
         SUM=$(sum <$D/down)
-        socat -u OPEN:$D/down TCP-LISTEN:7001,bind=127.0.0.1 &
-        socat -u TCP-LISTEN:7002,bind=127.0.0.1 CREATE:$D/up &
+        socat -u -b 131072 OPEN:$D/down TCP-LISTEN:7001,bind=127.0.0.1 &
+        socat -u -b 131072 TCP-LISTEN:7002,bind=127.0.0.1 CREATE:$D/up &
     "#,
     guest: r#"
         expect "hardware address" 52:54:00:12:34:56 "$(cat /sys/class/net/eth0/address)"
@@ -25,9 +25,12 @@ const USER: GuestTest = GuestTest {
         busybox udhcpc -i eth0 -q -n -f -t 5 -T 2 -s /tmp/lease
         expect "address by dhcp" 10.0.2.15/24 "$(ip -4 -o addr show dev eth0 | awk '{ print $4 }')"
         holds "gateway answers" ping -c 3 -W 5 10.0.2.2
-        expect "sum of 100 MB from the host" "$(option nyx.sum)" "$(socat -u TCP:10.0.2.2:7001 - | sum)"
+        expect "sum of 100 MB from the host" "$(option nyx.sum)" "$(socat -u -b 131072 TCP:10.0.2.2:7001 - | sum)"
+        say "receives at $(cut -d' ' -f1 /proc/uptime) s"
         dd if=/dev/urandom of=/tmp/up bs=1M count=100 2>/dev/null
-        holds "100 MB to the host" socat -u OPEN:/tmp/up TCP:10.0.2.2:7002
+        say "sends at $(cut -d' ' -f1 /proc/uptime) s"
+        holds "100 MB to the host" socat -u -b 131072 OPEN:/tmp/up TCP:10.0.2.2:7002
+        say "sent at $(cut -d' ' -f1 /proc/uptime) s"
         say "sum $(sum </tmp/up)"
         say "listening"
         expect "through the forwarded port" "hello guest" "$(timeout 20 socat - TCP-LISTEN:80 </tmp/lease | head -n 1)"
@@ -64,19 +67,22 @@ const TAP: GuestTest = GuestTest {
         holds "host answers" ping -c 3 -W 5 10.9.0.1
         holds "largest packet passes" ping -c 1 -W 5 -M do -s 1372 10.9.0.1
         say "up"
-        expect "sum of 100 MB from the host" "$(option nyx.sum)" "$(socat -u TCP-LISTEN:7001 - | sum)"
+        expect "sum of 100 MB from the host" "$(option nyx.sum)" "$(socat -u -b 131072 TCP-LISTEN:7001 - | sum)"
+        say "receives at $(cut -d' ' -f1 /proc/uptime) s"
         dd if=/dev/urandom of=/tmp/up bs=1M count=100 2>/dev/null
-        holds "100 MB to the host" socat -u OPEN:/tmp/up TCP:10.9.0.1:7002
+        say "sends at $(cut -d' ' -f1 /proc/uptime) s"
+        holds "100 MB to the host" socat -u -b 131072 OPEN:/tmp/up TCP:10.9.0.1:7002
+        say "sent at $(cut -d' ' -f1 /proc/uptime) s"
         say "sum $(sum </tmp/up)"
         expect "no complaints of the kernel" "" "$(complaints)"
         expect "no packet in error" "0 0" "$(cat /sys/class/net/eth0/statistics/rx_errors) $(cat /sys/class/net/eth0/statistics/tx_errors)"
     "#,
     beside: r#"
-        socat -u TCP-LISTEN:7002,bind=10.9.0.1 CREATE:$D/up &
         await "said: up"
-        holds "guest answers" ping -c 3 -W 5 10.9.0.2
+        socat -u -b 131072 TCP-LISTEN:7002,bind=10.9.0.1 CREATE:$D/up &
+        holds "guest answers" /run/nyx-lab/busybox ping -c 3 -W 5 10.9.0.2
         expect "largest packet of the host's side" 1400 "$(cat /sys/class/net/nyx0/mtu)"
-        holds "100 MB to the guest" socat -u OPEN:$D/down TCP:10.9.0.2:7001,retry=20,interval=0.5
+        holds "100 MB to the guest" socat -u -b 131072 OPEN:$D/down TCP:10.9.0.2:7001,retry=20,interval=0.5
     "#,
     after: r#"
         expect "sum of 100 MB to the host" "$(sed -n 's/^said: sum \([0-9a-f]*\).*/\1/p' $D/console)" "$(sum <$D/up)"
@@ -93,16 +99,17 @@ const VSOCK: GuestTest = GuestTest {
     before: r#"
         dd if=/dev/urandom of=$D/down bs=1M count=10 2>/dev/null
         SUM=$(sum <$D/down)
-        socat -u UNIX-LISTEN:$D/vsock_5000 CREATE:$D/up &
+        socat -u -b 131072 UNIX-LISTEN:$D/vsock_5000 CREATE:$D/up &
     "#,
     guest: r#"
         holds "vsock device" test -c /dev/vsock
         dd if=/dev/urandom of=/tmp/up bs=1M count=10 2>/dev/null
-        holds "10 MB to the host" socat -u OPEN:/tmp/up VSOCK-CONNECT:2:5000
+        holds "10 MB to the host" socat -u -b 131072 OPEN:/tmp/up VSOCK-CONNECT:2:5000
+        say "sent at $(cut -d' ' -f1 /proc/uptime) s"
         say "sum $(sum </tmp/up)"
-        holds "nobody listens there" sh -c '! socat -u OPEN:/tmp/check VSOCK-CONNECT:2:5001'
+        holds "nobody listens there" sh -c '! socat -u -b 131072 OPEN:/tmp/check VSOCK-CONNECT:2:5001'
         say "listening"
-        expect "sum of 10 MB from the host" "$(option nyx.sum)" "$(timeout 60 socat -u VSOCK-LISTEN:1234 - | sum)"
+        expect "sum of 10 MB from the host" "$(option nyx.sum)" "$(timeout 60 socat -u -b 131072 VSOCK-LISTEN:1234 - | sum)"
         expect "no complaints of the kernel" "" "$(complaints)"
     "#,
     beside: r#"
