@@ -121,7 +121,10 @@ impl Tap {
         if let Some(mac) = mac {
             link.set_mac(mac)?;
         }
-        if let Some(mtu) = config.mtu {
+        // Setting it takes rights that reading does not: whoever prepared the interface may have done it.
+        if let Some(mtu) = config.mtu
+            && !link.mtu().is_ok_and(|present| present == mtu)
+        {
             link.set_mtu(mtu)?;
         }
         if let Some(cidr) = cidr {

@@ -84,7 +84,7 @@ fn report(ending: &Ending, tail: &ConsoleTail) -> u8 {
         ),
         Ending::Broken(why) => (BROKEN, format!("the machine cannot go on: {why}")),
     };
-    let lines = tail.lines(LAST_LINES);
+    let lines = last_words(tail.lines(KEPT_LINES));
     if lines.is_empty() {
         eprintln!("nyx: {what}; its consoles were silent");
     } else {
@@ -98,6 +98,18 @@ fn report(ending: &Ending, tail: &ConsoleTail) -> u8 {
 
 /// Console lines shown when a guest dies.
 const LAST_LINES: usize = 10;
+/// Console lines among which its reason is looked for.
+const KEPT_LINES: usize = 200;
+
+/// What to show of the last lines of the consoles: the end, or the kernel's reason for a panic and what follows
+/// it, which a long trace may have pushed out of the end.
+fn last_words(mut lines: Vec<String>) -> Vec<String> {
+    let end = lines.len().saturating_sub(LAST_LINES);
+    let reason = lines.iter().rposition(|line| line.contains("Kernel panic - "));
+    lines.drain(..reason.unwrap_or(end).min(end));
+    lines.truncate(LAST_LINES);
+    lines
+}
 
 /// SIGTERM, SIGINT and SIGHUP stop the machine in order, so that sockets and helpers go with it.
 fn stop_on_signals(control: Control) -> std::io::Result<()> {
@@ -118,5 +130,26 @@ fn say(notice: Notice) {
         Notice::Started { resets: 0 } => {}
         Notice::Started { resets } => eprintln!("nyx: reset {resets}\r"),
         Notice::Fault(fault) => eprintln!("nyx: {}: {}\r", fault.unit, fault.what),
+        Notice::FaultsMuted => eprintln!("nyx: further faults of devices are not shown\r"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_for_a_panic_is_among_the_last_words() {
+        let lines = |range: std::ops::Range<u32>| range.map(|n| n.to_string());
+        assert_eq!(last_words(lines(0..3).collect()), ["0", "1", "2"]);
+        assert_eq!(last_words(lines(0..50).collect())[0], "40");
+        let mut said: Vec<String> = lines(0..30).collect();
+        said[5] = "[ 1.0] Kernel panic - not syncing: why".into();
+        let shown = last_words(said.clone());
+        assert_eq!((shown.len(), shown[0].as_str()), (10, said[5].as_str()));
+        // Where it stands in the end anyway, the lines before it are told too.
+        said[28] = "Kernel panic - again".into();
+        let shown = last_words(said);
+        assert_eq!((shown[0].as_str(), shown[9].as_str()), ("20", "29"));
     }
 }

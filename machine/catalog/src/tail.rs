@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-/// Bytes kept: some forty full lines.
-const KEPT: usize = 4096;
+/// Bytes kept: enough for what a kernel prints from the word panic to the end of its trace.
+const KEPT: usize = 16 << 10;
 
 /// The last output of all consoles of a machine. Cloning gives another handle of the same.
 #[derive(Clone, Debug, Default)]

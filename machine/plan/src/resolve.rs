@@ -301,6 +301,8 @@ struct Placer {
     gsis: BTreeMap<u32, String>,
     any: Vec<u32>,
     next_any: usize,
+    /// Pins that were given to devices which can share them.
+    shared: Vec<u32>,
     slots: BTreeMap<Bdf, String>,
     mmio32: Range,
     next_mmio32: u64,
@@ -321,6 +323,7 @@ impl Placer {
             gsis: BTreeMap::new(),
             any: (first..GSIS).chain(FREE_ISA).collect(),
             next_any: 0,
+            shared: Vec::new(),
             slots: BTreeMap::new(),
             mmio32: layout.mmio32,
             next_mmio32: layout.mmio32.base,
@@ -392,7 +395,7 @@ impl Placer {
         for (role, irq) in &demand.irqs {
             let gsi = match irq {
                 IrqDemand::Fixed(gsi) => *gsi,
-                IrqDemand::Any => self.gsi(want.attach),
+                IrqDemand::Any => self.gsi(want.attach)?,
             };
             irqs.insert(role.clone(), gsi);
         }
@@ -444,17 +447,21 @@ impl Placer {
         Ok(bdf)
     }
 
-    /// A pin of its own, or, once they have run out, one shared with others that took any.
-    fn gsi(&mut self, attach: Attach) -> u32 {
-        let share = self.next_any >= self.any.len();
-        let at = if share {
-            self.next_any % self.any.len().max(1)
-        } else {
-            self.next_any
-        };
+    /// A pin of its own. Once they have run out, devices attached by MMIO share theirs among each
+    /// other: they are level-triggered, and drivers know. Others may be neither.
+    fn gsi(&mut self, attach: Attach) -> Result<u32, String> {
+        let at = self.next_any;
         self.next_any += 1;
-        let _ = attach;
-        self.any.get(at).copied().unwrap_or(PIRQ)
+        let sharable = attach == Attach::Mmio;
+        if let Some(&gsi) = self.any.get(at) {
+            if sharable {
+                self.shared.push(gsi);
+            }
+            return Ok(gsi);
+        }
+        let at = at.checked_rem(self.shared.len()).filter(|_| sharable);
+        at.and_then(|at| self.shared.get(at).copied())
+            .ok_or_else(|| "all interrupts are taken; use fewer devices".into())
     }
 
     fn mmio32(&mut self, len: u64) -> Result<u64, String> {

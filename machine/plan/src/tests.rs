@@ -4,7 +4,7 @@ use super::*;
 use nyx_boot::disk_probe::{FileSystem, RootDisk};
 use nyx_device::{
     AnyKind, Attach, BarDemand, BarSpace, Bdf, BoxError, ConfigError, Demand, Device, DeviceKind,
-    Erased, FunctionDemand, IrqDemand, Space, Window, Wiring,
+    Erased, FunctionDemand, IrqDemand, Placement, Space, Window, Wiring,
 };
 use nyx_spec::{VmSpec, parse_toml};
 use serde_json::Value;
@@ -226,6 +226,13 @@ fn without_pci_devices_get_windows_and_wires() {
     assert_eq!(disk.len(), 20);
     assert_eq!(disk[1].windows[&0], disk[0].windows[&0] + 0x1000);
     assert_ne!(disk[0].irqs["intr"], disk[1].irqs["intr"]);
+    let genid = plan
+        .placements
+        .iter()
+        .find(|p| p.name == "vmgenid")
+        .unwrap();
+    let alone = |d: &&Placement| d.irqs["intr"] != genid.irqs["event"];
+    assert!(disk.iter().all(alone), "an edge is never shared");
     assert!(
         disk.iter()
             .all(|d| d.irqs["intr"] < 24 && d.irqs["intr"] != 9)

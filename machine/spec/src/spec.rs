@@ -486,11 +486,11 @@ fn disk_device(
         );
     }
     if let Some(size) = disk.queue_size
-        && (!size.is_power_of_two() || !(2..=1024).contains(&size))
+        && (!size.is_power_of_two() || !(4..=1024).contains(&size))
     {
         problems.add(
             format!("{field}.queue_size"),
-            format!("{size} is not a power of two from 2 to 1024"),
+            format!("{size} is not a power of two from 4 to 1024"),
         );
     }
     let DiskFormat::Raw = disk.format;
@@ -563,9 +563,11 @@ fn net_device(index: usize, net: &NetConfig, vm: &str, problems: &mut Problems) 
     let backend = match net.kind {
         NetKind::Tap => json!({ "kind": "tap", "config": {
             "name": net.tap, "fds": net.fds, "queues": pairs, "address": net.address,
+            "mtu": net.mtu,
         }}),
         NetKind::User => json!({ "kind": "user", "config": {
             "network": net.network, "forward": net.forward, "host_loopback": net.host_loopback,
+            "mtu": net.mtu,
         }}),
         NetKind::Null => json!({ "kind": "null", "config": {} }),
     };

@@ -159,6 +159,12 @@ fn sizes_read_as_people_write_them() {
 
 #[test]
 fn topology_must_multiply_up() {
+    let huge = "{ count = 1, sockets = 4294967295, cores = 4294967295, threads = 4294967295 }";
+    let said = refusals(&format!("cpus = {huge}\n[boot]\nkernel = \"k\"\n"));
+    assert!(
+        said[0].contains("make the product equal the count"),
+        "{said:?}"
+    );
     let said = refusals("cpus = { count = 6, sockets = 2, cores = 2 }\n[boot]\nkernel = \"k\"\n");
     assert_eq!(
         said,

@@ -75,6 +75,8 @@ pub enum Notice {
     },
     /// A unit reported a fault.
     Fault(Fault),
+    /// So many faults were reported that further ones stay untold.
+    FaultsMuted,
 }
 
 enum Message {
@@ -127,7 +129,7 @@ pub struct Vmm {
 
 /// A unit that has not come to rest by then is stuck.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Reports of one kind beyond this many are counted, not shown.
+/// Faults beyond this many are not shown.
 const SHOWN_FAULTS: u64 = 64;
 
 impl Vmm {
@@ -188,7 +190,7 @@ impl Vmm {
     /// Runs the machine to its end.
     pub fn run(mut self) -> Ending {
         self.start();
-        let mut faults = 0;
+        let mut faults = 0_u64;
         loop {
             // The control handle keeps the channel open, so receiving cannot fail.
             let Ok(message) = self.mail.recv() else {
@@ -216,8 +218,12 @@ impl Vmm {
                 Message::Vcpu(vcpu, event) => return broken(vcpu, &event),
                 Message::Fault(fault) => {
                     faults += 1;
-                    if faults <= SHOWN_FAULTS {
-                        (self.notice)(Notice::Fault(fault));
+                    match faults {
+                        ..=SHOWN_FAULTS => (self.notice)(Notice::Fault(fault)),
+                        n if n == SHOWN_FAULTS + 1 => (self.notice)(Notice::FaultsMuted),
+                        // The guest decides how often it misbehaves; the user's terminal is not
+                        // its to fill. Devices count on.
+                        _ => {}
                     }
                 }
                 Message::Command(Command::PowerButton) => {
