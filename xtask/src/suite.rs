@@ -205,7 +205,11 @@ fn tests(ground: Option<&str>) -> Result<Count> {
             Some(prefix) => tool.args(["--", "--ignored", "--test-threads=1", prefix]),
         }
     };
-    count(&tool)
+    // Guests run under the program as users have it, built once and not by each test.
+    count(&match ground {
+        None => tool,
+        Some(_) => tool.env("NYX_BIN", crate::nyx::build()?),
+    })
 }
 
 /// Nextest's filter for tests whose own name, behind its modules, begins with `prefix`.

@@ -27,10 +27,20 @@ Exit codes:
   5  the machine could not go on: KVM or the host failed
   6  the machine was stopped from outside (Ctrl-A x, SIGTERM, SIGINT)";
 
+/// Writes a line to standard error. Unlike `eprintln!` it does not panic when nobody reads it any
+/// more: that is no reason to end a machine.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+pub(crate) use tell;
+
 /// Prints `error`, one `nyx: ` line per problem, and returns the code for a refusal.
 pub(crate) fn refuse(error: impl std::fmt::Display) -> ExitCode {
     for line in error.to_string().lines() {
-        eprintln!("nyx: {line}");
+        tell!("nyx: {line}");
     }
     ExitCode::from(REFUSED)
 }

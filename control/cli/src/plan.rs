@@ -1,7 +1,7 @@
 //! `nyx plan`.
 
 use crate::args::PlanArgs;
-use crate::exit::{SUCCESS, refuse};
+use crate::exit::{SUCCESS, refuse, tell};
 use nyx_kvm::Kvm;
 use nyx_plan::HostFacts;
 use nyx_vmm::{HostSource, Prepared};
@@ -28,9 +28,10 @@ fn show(args: &PlanArgs) -> Result<(), String> {
     let host = match &kvm {
         Ok(kvm) => HostSource::Hypervisor(kvm),
         Err(e) => {
-            eprintln!(
+            tell!(
                 "nyx: note: {e}; planning for {} address bits and {} vCPUs",
-                ASSUMED.physical_address_bits, ASSUMED.max_vcpus
+                ASSUMED.physical_address_bits,
+                ASSUMED.max_vcpus
             );
             HostSource::Assumed(ASSUMED)
         }

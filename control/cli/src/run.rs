@@ -1,11 +1,13 @@
 //! `nyx run`.
 
 use crate::args::RunArgs;
-use crate::exit::{BROKEN, GUEST_PANIC, STOPPED, SUCCESS, TRIPLE_FAULT, refuse};
+use crate::exit::{BROKEN, GUEST_PANIC, REFUSED, STOPPED, SUCCESS, TRIPLE_FAULT, refuse, tell};
 use nyx_catalog::{Backends, ConsoleTail, Escape};
 use nyx_kvm::Kvm;
 use nyx_vmm::{Command, Control, Ending, HostSource, Notice, Prepared, Vmm};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -25,7 +27,7 @@ struct Stages {
 impl Stages {
     fn done(&mut self, stage: &str) {
         if self.on {
-            eprintln!(
+            tell!(
                 "nyx: {stage:<10} {:>9.3} ms",
                 self.last.elapsed().as_secs_f64() * 1e3
             );
@@ -44,29 +46,74 @@ fn start(args: &RunArgs) -> Result<u8, String> {
     let prepared =
         Prepared::new(&config, &HostSource::Hypervisor(&kvm)).map_err(|e| e.to_string())?;
     stages.done("planned");
-    let control: Arc<OnceLock<Control>> = Arc::default();
-    let escapes = control.clone();
+    let switch: Arc<Switch> = Arc::default();
+    stop_on_signals(switch.clone()).map_err(|e| format!("cannot watch for signals: {e}"))?;
+    let escapes = switch.clone();
     let tail = ConsoleTail::default();
     let backends = Backends {
         tail: tail.clone(),
-        on_escape: Some(Arc::new(move |escape| {
-            let Some(control) = escapes.get() else { return };
-            match escape {
-                Escape::Quit => control.send(Command::Stop),
-                // Help is shown by the terminal itself; a break and a prompt have no meaning yet
-                // for a machine run in the foreground.
-                Escape::Help | Escape::Break | Escape::Prompt => {}
+        on_escape: Some(Arc::new(move |escape| match escape {
+            Escape::Quit => {
+                escapes.stop();
             }
+            // Help is shown by the terminal itself; a break and a prompt have no meaning yet for a
+            // machine run in the foreground.
+            Escape::Help | Escape::Break | Escape::Prompt => {}
         })),
     };
-    let vmm = Vmm::new(prepared, &kvm, &backends, Box::new(say)).map_err(|e| e.to_string())?;
-    stop_on_signals(vmm.control()).map_err(|e| format!("cannot watch for signals: {e}"))?;
-    // Set once, just now.
-    let _ = control.set(vmm.control());
+    let mut vmm = Vmm::new(prepared, &kvm, &backends, Box::new(say)).map_err(|e| e.to_string())?;
+    switch.connect(vmm.control());
     stages.done("assembled");
     let ending = vmm.run();
     stages.done("ran");
-    Ok(report(&ending, &tail))
+    let inspected = match &args.inspect_at_end {
+        Some(path) => write_tree(path, &vmm.inspect()),
+        None => Ok(()),
+    };
+    // Terminals are themselves again before anything is said.
+    drop(vmm);
+    let code = report(&ending, &tail);
+    if let Err(e) = inspected {
+        let refused = refuse(e);
+        if code == SUCCESS {
+            return Ok(REFUSED);
+        }
+        let _ = refused;
+    }
+    Ok(code)
+}
+
+fn write_tree(path: &Path, tree: &serde_json::Value) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(tree).map_err(|e| e.to_string())? + "\n";
+    std::fs::write(path, text).map_err(|e| format!("--inspect-at-end: {}: {e}", path.display()))
+}
+
+/// Stops the machine, be it up yet or not.
+#[derive(Default)]
+struct Switch {
+    asked: AtomicBool,
+    control: OnceLock<Control>,
+}
+
+impl Switch {
+    /// Asks the machine to stop; `false` if it is not up yet and will be asked then.
+    fn stop(&self) -> bool {
+        // In this order, and the other one in `connect`: one of the two sees the other.
+        self.asked.store(true, Ordering::SeqCst);
+        self.control
+            .get()
+            .inspect(|control| control.send(Command::Stop))
+            .is_some()
+    }
+
+    /// The machine is up.
+    fn connect(&self, control: Control) {
+        // Set once, here.
+        let _ = self.control.set(control.clone());
+        if self.asked.load(Ordering::SeqCst) {
+            control.send(Command::Stop);
+        }
+    }
 }
 
 /// Says how the machine ended, if not well, and gives the exit code for it.
@@ -74,7 +121,7 @@ fn report(ending: &Ending, tail: &ConsoleTail) -> u8 {
     let (code, what) = match ending {
         Ending::PoweredOff => return SUCCESS,
         Ending::Stopped => {
-            eprintln!("nyx: stopped");
+            tell!("nyx: stopped");
             return STOPPED;
         }
         Ending::GuestPanic => (GUEST_PANIC, "the guest panicked".to_string()),
@@ -86,11 +133,11 @@ fn report(ending: &Ending, tail: &ConsoleTail) -> u8 {
     };
     let lines = last_words(tail.lines(KEPT_LINES));
     if lines.is_empty() {
-        eprintln!("nyx: {what}; its consoles were silent");
+        tell!("nyx: {what}; its consoles were silent");
     } else {
-        eprintln!("nyx: {what}; the last lines of its consoles:");
+        tell!("nyx: {what}; the last lines of its consoles:");
         for line in lines {
-            eprintln!("nyx:   {line}");
+            tell!("nyx:   {line}");
         }
     }
     code
@@ -105,21 +152,32 @@ const KEPT_LINES: usize = 200;
 /// it, which a long trace may have pushed out of the end.
 fn last_words(mut lines: Vec<String>) -> Vec<String> {
     let end = lines.len().saturating_sub(LAST_LINES);
-    let reason = lines.iter().rposition(|line| line.contains("Kernel panic - "));
+    let reason = lines
+        .iter()
+        .rposition(|line| line.contains("Kernel panic - "));
     lines.drain(..reason.unwrap_or(end).min(end));
     lines.truncate(LAST_LINES);
     lines
 }
 
-/// SIGTERM, SIGINT and SIGHUP stop the machine in order, so that sockets and helpers go with it.
-fn stop_on_signals(control: Control) -> std::io::Result<()> {
+/// SIGTERM, SIGINT and SIGHUP stop the machine in order, so that sockets and helpers go with it. A
+/// second one while it is still being assembled, which takes long where much memory is committed,
+/// kills.
+fn stop_on_signals(switch: Arc<Switch>) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
-            for _ in signals.forever() {
-                control.send(Command::Stop);
+            let mut early = 0;
+            for signal in signals.forever() {
+                if !switch.stop() {
+                    early += 1;
+                }
+                if early > 1 {
+                    // It ends the process, or there is nothing more that could be done.
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                }
             }
         })?;
     Ok(())
@@ -128,9 +186,9 @@ fn stop_on_signals(control: Control) -> std::io::Result<()> {
 fn say(notice: Notice) {
     match notice {
         Notice::Started { resets: 0 } => {}
-        Notice::Started { resets } => eprintln!("nyx: reset {resets}\r"),
-        Notice::Fault(fault) => eprintln!("nyx: {}: {}\r", fault.unit, fault.what),
-        Notice::FaultsMuted => eprintln!("nyx: further faults of devices are not shown\r"),
+        Notice::Started { resets } => tell!("nyx: reset {resets}\r"),
+        Notice::Fault(fault) => tell!("nyx: {}: {}\r", fault.unit, fault.what),
+        Notice::FaultsMuted => tell!("nyx: further faults of devices are not shown\r"),
     }
 }
 

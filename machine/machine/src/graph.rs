@@ -84,6 +84,15 @@ impl UnitGraph {
         }
     }
 
+    /// Lets every unit hand over what it holds for the outside, for as long as until `deadline`.
+    pub(crate) fn finish(&self, deadline: Instant) {
+        let drains: Vec<_> = self.units.values().map(|(_, unit)| unit.finish()).collect();
+        for drain in drains {
+            // Output that nobody takes is lost with the machine.
+            let _ = drain.wait(deadline);
+        }
+    }
+
     /// The graph as quiesced, when it was never started or was left stopped.
     pub(crate) fn at_rest(&self) -> Quiesced<'_> {
         Quiesced {

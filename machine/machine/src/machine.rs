@@ -75,6 +75,15 @@ impl Machine {
         self.running = true;
     }
 
+    /// Ends the machine: brings it to rest and lets units hand over output they still hold, each
+    /// for as long as until `deadline`. What does not get there by then is abandoned.
+    pub fn finish(&mut self, deadline: Instant) {
+        if let Ok(quiesced) = self.quiesce(deadline) {
+            quiesced.keep();
+        }
+        self.units.finish(deadline);
+    }
+
     /// Injects an NMI into vCPU 0.
     pub fn nmi(&self) {
         self.vcpus.nmi(0);

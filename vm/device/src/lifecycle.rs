@@ -88,6 +88,12 @@ pub trait Lifecycle {
     fn stop(&mut self) -> Drain {
         Drain::idle()
     }
+    /// The machine has ended: a unit that still holds output for the outside hands it over, and
+    /// says with the drain when that is done. Called after `stop`, never followed by `start`. Its
+    /// owner waits for a moment only. Must not block.
+    fn finish(&mut self) -> Drain {
+        Drain::idle()
+    }
     /// Returns to initial state. Only ever called while quiesced.
     fn reset(&mut self, kind: ResetKind);
     /// Something that holds this unit's [`crate::Waker`] has news: a timer expired, input arrived.

@@ -103,6 +103,8 @@ pub trait AnyUnit: Send + Sync {
     fn start(&self);
     /// See [`Lifecycle::stop`].
     fn stop(&self) -> Drain;
+    /// See [`Lifecycle::finish`].
+    fn finish(&self) -> Drain;
     /// See [`Lifecycle::reset`].
     fn reset(&self, kind: ResetKind);
     /// See [`Lifecycle::wake`].
@@ -123,6 +125,9 @@ impl<T: ?Sized + Unit> AnyUnit for Slot<T> {
     }
     fn stop(&self) -> Drain {
         self.with(Lifecycle::stop).unwrap_or_default()
+    }
+    fn finish(&self) -> Drain {
+        self.with(Lifecycle::finish).unwrap_or_default()
     }
     fn reset(&self, kind: ResetKind) {
         self.with(|unit| unit.reset(kind));

@@ -522,6 +522,9 @@ impl Lifecycle for Function {
     fn stop(&mut self) -> Drain {
         self.device.stop()
     }
+    fn finish(&mut self) -> Drain {
+        self.device.finish()
+    }
     /// Every kind of reset returns configuration space to the planned power-on state. A window that
     /// another function still occupies is mapped on the next start.
     fn reset(&mut self, kind: ResetKind) {

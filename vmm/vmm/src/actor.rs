@@ -17,6 +17,7 @@ use nyx_hypervisor::{Hypervisor, SystemEvent};
 use nyx_inspect::Json;
 use nyx_machine::{AssembleError, Machine, Ports, StuckUnits, VcpuEvent, VcpuSink};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -86,22 +87,86 @@ enum Message {
     Command(Command),
 }
 
-struct Mailbox(Sender<Message>);
+/// How much of what a guest can cause at will waits in the mailbox: the owner may be held up, by a
+/// terminal that nobody reads.
+#[derive(Default)]
+struct Waiting {
+    faults: AtomicUsize,
+    /// One bit for each kind of power request.
+    power: AtomicU8,
+}
+
+/// Faults that wait to be heard, at most.
+const MOST_FAULTS: usize = 256;
+
+fn bit(request: &PowerRequest) -> u8 {
+    match request {
+        PowerRequest::Off => 1,
+        PowerRequest::Reset => 2,
+        PowerRequest::GuestPanic => 4,
+    }
+}
+
+impl Waiting {
+    /// Whether there is room for `message`, which then waits.
+    fn admit(&self, message: &Message) -> bool {
+        match message {
+            Message::Fault(_) => {
+                let most = |waiting| (waiting < MOST_FAULTS).then_some(waiting + 1);
+                let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
+                self.faults.fetch_update(set, get, most).is_ok()
+            }
+            // One that waits says it all.
+            Message::Power(request) => {
+                let bit = bit(request);
+                self.power.fetch_or(bit, Ordering::AcqRel) & bit == 0
+            }
+            // A vCPU rests after an event, and users are not the guest.
+            Message::Vcpu(..) | Message::Command(_) => true,
+        }
+    }
+
+    /// `message` has left the mailbox.
+    fn heard(&self, message: &Message) {
+        match message {
+            Message::Fault(_) => {
+                self.faults.fetch_sub(1, Ordering::AcqRel);
+            }
+            Message::Power(request) => {
+                self.power.fetch_and(!bit(request), Ordering::AcqRel);
+            }
+            Message::Vcpu(..) | Message::Command(_) => {}
+        }
+    }
+}
+
+struct Mailbox {
+    mail: Sender<Message>,
+    waiting: Arc<Waiting>,
+}
+
+impl Mailbox {
+    fn put(&self, message: Message) {
+        if self.waiting.admit(&message) {
+            // An actor that has ended hears nothing.
+            let _ = self.mail.send(message);
+        }
+    }
+}
 
 impl FaultSink for Mailbox {
     fn fault(&self, fault: Fault) {
-        // An actor that has ended hears nothing.
-        let _ = self.0.send(Message::Fault(fault));
+        self.put(Message::Fault(fault));
     }
 }
 impl PowerSink for Mailbox {
     fn request(&self, request: PowerRequest) {
-        let _ = self.0.send(Message::Power(request));
+        self.put(Message::Power(request));
     }
 }
 impl VcpuSink for Mailbox {
     fn event(&self, vcpu: u32, event: VcpuEvent) {
-        let _ = self.0.send(Message::Vcpu(vcpu, event));
+        self.put(Message::Vcpu(vcpu, event));
     }
 }
 
@@ -121,6 +186,7 @@ pub struct Vmm {
     machine: Machine,
     prepared: Prepared,
     mail: Receiver<Message>,
+    waiting: Arc<Waiting>,
     control: Control,
     notice: Box<dyn Fn(Notice) + Send>,
     resets: u64,
@@ -129,6 +195,8 @@ pub struct Vmm {
 
 /// A unit that has not come to rest by then is stuck.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an ended machine's last writes and console output may take.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Faults beyond this many are not shown.
 const SHOWN_FAULTS: u64 = 64;
 
@@ -142,7 +210,11 @@ impl Vmm {
         notice: Box<dyn Fn(Notice) + Send>,
     ) -> Result<Self, RunError> {
         let (tell, mail) = channel();
-        let mailbox = Arc::new(Mailbox(tell.clone()));
+        let waiting = Arc::new(Waiting::default());
+        let mailbox = Arc::new(Mailbox {
+            mail: tell.clone(),
+            waiting: waiting.clone(),
+        });
         let ports = Ports {
             faults: mailbox.clone(),
             power: mailbox.clone(),
@@ -154,6 +226,7 @@ impl Vmm {
             machine,
             prepared,
             mail,
+            waiting,
             control: Control(tell),
             notice,
             resets: 0,
@@ -187,8 +260,14 @@ impl Vmm {
             .map_err(RunError::Entry)
     }
 
-    /// Runs the machine to its end.
-    pub fn run(mut self) -> Ending {
+    /// Runs the machine to its end. It can be inspected then.
+    pub fn run(&mut self) -> Ending {
+        let ending = self.serve();
+        self.machine.finish(Instant::now() + FINISH_TIMEOUT);
+        ending
+    }
+
+    fn serve(&mut self) -> Ending {
         self.start();
         let mut faults = 0_u64;
         loop {
@@ -196,6 +275,7 @@ impl Vmm {
             let Ok(message) = self.mail.recv() else {
                 return Ending::Stopped;
             };
+            self.waiting.heard(&message);
             match message {
                 Message::Power(PowerRequest::Off)
                 | Message::Vcpu(_, VcpuEvent::System(SystemEvent::Shutdown)) => {
@@ -256,6 +336,8 @@ impl Vmm {
         for message in mail {
             if matches!(message, Message::Command(_) | Message::Fault(_)) {
                 let _ = self.control.0.send(message);
+            } else {
+                self.waiting.heard(&message);
             }
         }
         self.load(RamContent::Unknown)
@@ -280,4 +362,39 @@ fn broken(vcpu: u32, event: &VcpuEvent) -> Ending {
         VcpuEvent::TripleFault => format!("vCPU {vcpu}: triple fault"),
         VcpuEvent::System(event) => format!("vCPU {vcpu}: unknown system event {event:?}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault() -> Fault {
+        Fault {
+            unit: "a".into(),
+            kind: nyx_device::FaultKind::Protocol,
+            what: "again".into(),
+        }
+    }
+
+    #[test]
+    fn a_guest_cannot_fill_the_mailbox_nor_keep_others_out_of_it() {
+        let (mail, inbox) = channel();
+        let waiting = Arc::new(Waiting::default());
+        let mailbox = Mailbox {
+            mail,
+            waiting: waiting.clone(),
+        };
+        for _ in 0..2 * MOST_FAULTS {
+            mailbox.fault(fault());
+            mailbox.request(PowerRequest::Reset);
+        }
+        mailbox.request(PowerRequest::Off);
+        mailbox.event(0, VcpuEvent::TripleFault);
+        let heard: Vec<_> = inbox.try_iter().collect();
+        assert_eq!(heard.len(), MOST_FAULTS + 3);
+        heard.iter().for_each(|message| waiting.heard(message));
+        mailbox.fault(fault());
+        mailbox.request(PowerRequest::Reset);
+        assert_eq!(inbox.try_iter().count(), 2, "what was heard makes room");
+    }
 }

@@ -132,3 +132,30 @@ fn native_a_virtio_console_echoes() {
         outcome.fail(&said);
     }
 }
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn native_a_slow_reader_gets_every_last_byte() {
+    // Far more text than a pipe holds, read by somebody who begins after the guest has ended.
+    let mut command = run(&Guest::new()
+        .option("run", "tick")
+        .option("tick_ms", 0)
+        .option("ticks", 12000));
+    let mut child = command.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let mut text = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    let outcome = wait(child);
+    let ticks = text
+        .lines()
+        .filter(|line| line.starts_with("tick "))
+        .count();
+    if outcome.code != 0 || ticks != 12000 || !text.trim_end().ends_with("done") {
+        outcome.fail(&format!("{ticks} ticks"));
+    }
+}

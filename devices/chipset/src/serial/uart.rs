@@ -4,8 +4,8 @@ use super::registers::*;
 use super::saved::SavedSerial;
 use crate::ports::{read_each, write_each};
 use nyx_device::{
-    AccessResult, CharBackend, Device, Drain, FaultKind, FaultPort, Hit, IrqLine, Lifecycle,
-    Registers, ResetKind,
+    AccessResult, CharBackend, Device, Drain, DrainToken, FaultKind, FaultPort, Hit, IrqLine,
+    Lifecycle, Registers, ResetKind,
 };
 use nyx_inspect::{Counter, Gauge, Inspect};
 use nyx_state::{Persist, RestoreError, SaveError};
@@ -33,6 +33,9 @@ pub struct Serial {
     #[inspect(skip)]
     faults: FaultPort,
     running: bool,
+    /// The machine has ended, and somebody waits for the last output to leave.
+    #[inspect(skip)]
+    finishing: Option<DrainToken>,
     /// The backend may hold input that did not fit the receiver.
     input_waiting: bool,
     /// Just restored: the transmitter interrupt is due another look.
@@ -80,6 +83,7 @@ impl Serial {
             backend,
             faults,
             running: false,
+            finishing: None,
             input_waiting: true,
             restored: false,
             failed: false,
@@ -444,6 +448,16 @@ impl Lifecycle for Serial {
         Drain::idle()
     }
 
+    fn finish(&mut self) -> Drain {
+        self.flush();
+        if self.queue.is_empty() {
+            return Drain::idle();
+        }
+        let (drain, token) = Drain::pending();
+        self.finishing = Some(token);
+        drain
+    }
+
     /// Master reset (table I). The line keeps what was already transmitted, if it takes it now.
     fn reset(&mut self, _: ResetKind) {
         self.flush();
@@ -452,6 +466,7 @@ impl Lifecycle for Serial {
             backend: _,
             faults: _,
             running: _,
+            finishing: _,
             input_waiting,
             restored,
             failed: _,
@@ -497,7 +512,13 @@ impl Lifecycle for Serial {
 
     fn wake(&mut self) {
         if !self.running {
-            // Start looks at both directions again.
+            // Start looks at both directions again; at the end there is no start.
+            if self.finishing.is_some() {
+                self.flush();
+                if self.queue.is_empty() {
+                    self.finishing = None;
+                }
+            }
             return;
         }
         self.input_waiting = true;
@@ -516,6 +537,7 @@ impl Persist for Serial {
             backend: _,
             faults: _,
             running: _,
+            finishing: _,
             input_waiting: _,
             restored: _,
             failed: _,
