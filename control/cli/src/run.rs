@@ -1,11 +1,10 @@
 //! `nyx run`.
 
 use crate::args::RunArgs;
-use crate::exit::{BROKEN, GUEST_PANIC, REFUSED, STOPPED, SUCCESS, TRIPLE_FAULT, refuse, tell};
+use crate::exit::{BROKEN, GUEST_PANIC, STOPPED, SUCCESS, TRIPLE_FAULT, refuse, tell};
 use nyx_catalog::{Backends, ConsoleTail, Escape};
 use nyx_kvm::Kvm;
 use nyx_vmm::{Command, Control, Ending, HostSource, Notice, Prepared, Vmm};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -62,30 +61,13 @@ fn start(args: &RunArgs) -> Result<u8, String> {
         })),
     };
     let mut vmm = Vmm::new(prepared, &kvm, &backends, Box::new(say)).map_err(|e| e.to_string())?;
-    switch.connect(vmm.control());
+    switch.connect(&vmm.control());
     stages.done("assembled");
     let ending = vmm.run();
     stages.done("ran");
-    let inspected = match &args.inspect_at_end {
-        Some(path) => write_tree(path, &vmm.inspect()),
-        None => Ok(()),
-    };
     // Terminals are themselves again before anything is said.
     drop(vmm);
-    let code = report(&ending, &tail);
-    if let Err(e) = inspected {
-        let refused = refuse(e);
-        if code == SUCCESS {
-            return Ok(REFUSED);
-        }
-        let _ = refused;
-    }
-    Ok(code)
-}
-
-fn write_tree(path: &Path, tree: &serde_json::Value) -> Result<(), String> {
-    let text = serde_json::to_string_pretty(tree).map_err(|e| e.to_string())? + "\n";
-    std::fs::write(path, text).map_err(|e| format!("--inspect-at-end: {}: {e}", path.display()))
+    Ok(report(&ending, &tail))
 }
 
 /// Stops the machine, be it up yet or not.
@@ -107,7 +89,7 @@ impl Switch {
     }
 
     /// The machine is up.
-    fn connect(&self, control: Control) {
+    fn connect(&self, control: &Control) {
         // Set once, here.
         let _ = self.control.set(control.clone());
         if self.asked.load(Ordering::SeqCst) {

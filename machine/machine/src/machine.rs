@@ -78,8 +78,9 @@ impl Machine {
     /// Ends the machine: brings it to rest and lets units hand over output they still hold, each
     /// for as long as until `deadline`. What does not get there by then is abandoned.
     pub fn finish(&mut self, deadline: Instant) {
-        if let Ok(quiesced) = self.quiesce(deadline) {
-            quiesced.keep();
+        if self.quiesce(deadline).map(QuiescedMachine::keep).is_err() {
+            // Units may stay busy, but the guest does not go on after its end.
+            self.vcpus.rest(deadline);
         }
         self.units.finish(deadline);
     }

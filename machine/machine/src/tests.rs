@@ -109,7 +109,6 @@ impl Vcpu for ScriptedVcpu {
                 suberror,
                 evidence: vec![7],
             }),
-            #[expect(clippy::panic, reason = "a bug of the VMM, to be survived")]
             Step::Panic => panic!("the VMM has a bug"),
         })
     }

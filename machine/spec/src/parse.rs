@@ -1,8 +1,10 @@
 //! Reading the wire form from files and from flags, with errors that name the mend.
 
 use crate::VmConfig;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde::de::value::{Error as ValueError, MapDeserializer, SeqDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, IntoDeserializer, Visitor};
+use serde::forward_to_deserialize_any;
+use std::collections::BTreeMap;
 
 /// A description that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,12 +39,12 @@ pub fn parse_options<T: DeserializeOwned>(
     first: &str,
     lists: &[&str],
 ) -> Result<T, ParseError> {
-    let mut map = Map::new();
+    let mut given = BTreeMap::new();
     for (index, part) in text.split(',').enumerate() {
         let (key, value) = match part.split_once('=') {
-            Some((key, value)) => (key, Value::from(value)),
-            None if index == 0 => (first, Value::from(part)),
-            None => (part, Value::from(true)),
+            Some((key, value)) => (key, Given::Text(value.into())),
+            None if index == 0 => (first, Given::Text(part.into())),
+            None => (part, Given::Flag),
         };
         if key.is_empty() {
             return Err(ParseError(format!(
@@ -51,30 +53,100 @@ pub fn parse_options<T: DeserializeOwned>(
         }
         let key = key.replace('-', "_");
         if lists.contains(&key.as_str()) {
-            let list = map.entry(key).or_insert_with(|| Value::Array(Vec::new()));
-            if let Value::Array(list) = list {
-                list.push(scalar(value));
+            let list = given.entry(key).or_insert_with(|| Given::List(Vec::new()));
+            if let Given::List(list) = list {
+                list.push(value);
             }
-        } else if map.insert(key.clone(), scalar(value)).is_some() {
+        } else if given.insert(key.clone(), value).is_some() {
             return Err(ParseError(format!("{text:?}: {key} is given twice")));
         }
     }
-    serde_json::from_value(Value::Object(map))
-        .map_err(|e| ParseError(format!("{text:?}: {}", explain(&e.to_string()))))
+    T::deserialize(MapDeserializer::new(given.into_iter()))
+        .map_err(|e: ValueError| ParseError(format!("{text:?}: {}", explain(&e.to_string()))))
 }
 
-/// Flags carry text; numbers and booleans are recognised where they are unmistakable.
-fn scalar(value: Value) -> Value {
-    let Value::String(text) = &value else {
-        return value;
-    };
-    match text.as_str() {
-        "true" | "on" | "yes" => true.into(),
-        "false" | "no" => false.into(),
-        digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
-            digits.parse::<u64>().map_or(value, Value::from)
+/// What a flag says about one key. It is all text; what it means depends on what is asked for, so
+/// that a serial number of digits stays one.
+enum Given {
+    Text(String),
+    /// The key alone.
+    Flag,
+    List(Vec<Given>),
+}
+
+impl IntoDeserializer<'_, ValueError> for Given {
+    type Deserializer = Self;
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl Given {
+    /// As a number, if it is one.
+    fn number<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
+        match &self {
+            Self::Text(text) => match (text.parse::<u64>(), text.parse::<i64>()) {
+                (Ok(number), _) => visitor.visit_u64(number),
+                (_, Ok(number)) => visitor.visit_i64(number),
+                _ => self.deserialize_any(visitor),
+            },
+            Self::Flag | Self::List(_) => self.deserialize_any(visitor),
         }
-        _ => value,
+    }
+}
+
+macro_rules! numbers {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
+            self.number(visitor)
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for Given {
+    type Error = ValueError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
+        match self {
+            Self::Text(text) => visitor.visit_string(text),
+            Self::Flag => visitor.visit_bool(true),
+            Self::List(items) => visitor.visit_seq(SeqDeserializer::new(items.into_iter())),
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
+        match &self {
+            Self::Text(text) => match text.as_str() {
+                "true" | "on" | "yes" => visitor.visit_bool(true),
+                "false" | "off" | "no" => visitor.visit_bool(false),
+                _ => self.deserialize_any(visitor),
+            },
+            Self::Flag | Self::List(_) => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, ValueError> {
+        match self {
+            Self::Text(text) => visitor.visit_enum(text.into_deserializer()),
+            Self::Flag | Self::List(_) => self.deserialize_any(visitor),
+        }
+    }
+
+    numbers!(deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64);
+    numbers!(deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64);
+
+    forward_to_deserialize_any! {
+        i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct newtype_struct seq tuple
+        tuple_struct map struct identifier ignored_any
     }
 }
 

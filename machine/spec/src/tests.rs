@@ -129,6 +129,42 @@ fn flags_read_like_the_file() {
     )
     .unwrap();
     assert_eq!(net.forward, ["tcp::1:2", "udp::3:4"]);
+    let disk: DiskConfig =
+        parse_options("007,serial=20241121,name=on,direct=off", "path", &[]).unwrap();
+    assert_eq!(
+        (
+            disk.path.to_str(),
+            disk.serial.as_deref(),
+            disk.name.as_deref(),
+            disk.direct
+        ),
+        (Some("007"), Some("20241121"), Some("on"), false),
+        "text that looks like something else stays text"
+    );
+    let net: NetConfig =
+        parse_options("tap,fds=3,fds=4,mac=52:54:00:12:34:56", "kind", &["fds"]).unwrap();
+    assert_eq!(net.fds.as_deref(), Some(&[3, 4][..]));
+    for (text, why) in [
+        (
+            "a,queues=70000",
+            "invalid value: integer `70000`, expected u16",
+        ),
+        (
+            "a,queues=many",
+            "invalid type: string \"many\", expected u16",
+        ),
+        ("a,queues", "invalid type: boolean `true`, expected u16"),
+        (
+            "a,readonly=perhaps",
+            "invalid type: string \"perhaps\", expected a boolean",
+        ),
+        ("a,engine=uring", "did you mean `io_uring`?"),
+    ] {
+        let said = parse_options::<DiskConfig>(text, "path", &[])
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains(why), "{text}: {said}");
+    }
     let error = parse_options::<DiskConfig>("a.img,readonyl", "path", &[])
         .unwrap_err()
         .to_string();

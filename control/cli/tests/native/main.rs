@@ -1,4 +1,9 @@
 //! The `nyx` command with the payload guest on this machine's own `/dev/kvm`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails by panicking, in its helpers too"
+)]
 
 mod consoles;
 mod endings;
