@@ -28,7 +28,8 @@ pub(crate) enum Verb {
     Run(RunArgs),
     /// Show what a machine would look like: memory map, slots, interrupts, tables
     Plan(PlanArgs),
-    /// Examine this host: what works, what is missing, what that costs, how to mend it
+    /// Examine this host: what works, what is missing, what that costs, how to mend it. Exit code 1
+    /// means that no virtual machine can run
     Doctor(DoctorArgs),
 }
 

@@ -1,7 +1,8 @@
 //! `nyx doctor`.
 
 use crate::args::DoctorArgs;
-use crate::exit::{SUCCESS, refuse};
+use crate::exit::{REFUSED, SUCCESS, refuse};
+use nyx_host::GuestKernels;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
@@ -17,5 +18,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> ExitCode {
     };
     // A reader that has seen enough is no failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::from(SUCCESS)
+    // So that a script can ask before it runs anything.
+    ExitCode::from(match report.guest_kernels {
+        GuestKernels::Native | GuestKernels::Emulated => SUCCESS,
+        GuestKernels::Unavailable => REFUSED,
+    })
 }

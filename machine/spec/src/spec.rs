@@ -152,7 +152,6 @@ impl VmConfig {
         let memory = memory(self, &mut problems);
         let boot = boot(&self.boot, &mut problems);
         let mut devices = Vec::new();
-        consoles(self, &mut devices, &mut problems);
         for (index, disk) in self.disks.iter().enumerate() {
             devices.push(disk_device(index, disk, cpus, &mut problems));
         }
@@ -179,6 +178,9 @@ impl VmConfig {
                 field: "vsock".into(),
             });
         }
+        // Consoles come last: opening one truncates a file or makes a terminal raw, which should not
+        // happen for a machine that is then refused for its disk.
+        consoles(self, &mut devices, &mut problems);
         devices
             .iter_mut()
             .for_each(|device| drop_nulls(&mut device.config));

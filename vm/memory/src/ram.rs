@@ -216,6 +216,9 @@ fn map(
     }
     // Core dumps of the VMM must neither be guest-sized nor leak the tenant.
     advise(libc::MADV_DONTDUMP).map_err(fail)?;
+    // A helper that is forked off must not have it either: copying on write would also part pages
+    // that the kernel is about to fill from those that the guest sees.
+    advise(libc::MADV_DONTFORK).map_err(fail)?;
     if config.prefault {
         prefault(&region, len, config.huge_pages.page_size()).map_err(fail)?;
     }

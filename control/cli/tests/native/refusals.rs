@@ -181,3 +181,15 @@ fn native_the_plan_is_printed_without_running_anything() {
     let plan: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!(plan["version"], 1);
 }
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn native_a_refused_machine_leaves_its_consoles_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    fs::write(&log, "precious").unwrap();
+    let console = format!("file,path={}", log.display());
+    let mut command = nyx(["run", "--kernel", payload(), "--console", &console]);
+    finish(command.args(["--disk", "/nowhere/disk.img"])).assert_refused(&["disk0"]);
+    assert_eq!(fs::read_to_string(&log).unwrap(), "precious");
+}
