@@ -32,6 +32,10 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// Where the disk is while it is used in the lab: in the lab's memory.
 const DISK_IN_LAB: &str = "/dev/shm/demo.img";
 
+/// What to know before the terminal is the guest's.
+const KEYS: &str =
+    "poweroff ends the guest; so does Ctrl-A x, at any time, and Ctrl-A h lists the other keys.";
+
 /// Runs `cargo xtask demo`.
 pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
     let mut is_interactive = false;
@@ -114,11 +118,12 @@ fn boot_here(stages: &mut Stages, argv: &[OsString], is_interactive: bool) -> Re
     let (program, arguments) = argv.split_first().context("no command")?;
     let mut command = Tool::new(program).args(arguments).command();
     if is_interactive {
+        println!("{KEYS}");
         let status = stages.run("guest", || command.status())?;
-        if !status.success() {
-            bail!("nyx run: {status}");
-        }
-        return Ok(());
+        return match status.code() {
+            Some(0 | nyx::STOPPED) => Ok(()),
+            _ => bail!("nyx run: {status}"),
+        };
     }
     println!("==> guest");
     let mut console = Console::new(std::io::stdout());
@@ -163,10 +168,11 @@ fn boot_in_lab(
     command.env = crate::lab::environment();
     if is_interactive {
         command.timeout = Duration::from_secs(24 * 3600);
+        println!("{KEYS}");
         let ending = stages.run("guest", || session.interact(&command))?;
         session.end()?;
         return match ending {
-            Ending::Exited(0) => Ok(()),
+            Ending::Exited(0 | nyx::STOPPED) => Ok(()),
             ending => bail!("nyx run ended with {ending:?}"),
         };
     }

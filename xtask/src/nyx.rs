@@ -7,6 +7,9 @@ use anyhow::{Context, Result, bail};
 use nyx_harness::tool::Tool;
 use nyx_harness::workspace;
 
+/// The exit code of `nyx run` when its user stopped the machine.
+pub(crate) const STOPPED: i32 = 6;
+
 /// The guest to boot.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {

@@ -252,6 +252,7 @@ fn follow(source: impl Read, mut sink: impl Write) -> Count {
         .map_while(|line| line.ok())
     {
         let line = String::from_utf8_lossy(&line);
+        // What a failed test itself said is shown indented, and not counted again.
         if let Some(count) = counted(&line) {
             total.passed += count.passed;
             total.failed += count.failed;
@@ -265,10 +266,9 @@ fn follow(source: impl Read, mut sink: impl Write) -> Count {
 /// The counts in a closing line of nextest (`Summary [ 1.2s] 3 tests run: 2 passed, 1 failed, 0 skipped`)
 /// or of cargo test (`test result: ok. 3 passed; 0 failed; …`).
 fn counted(line: &str) -> Option<Count> {
-    let line = line.trim();
     let counts = if let Some(rest) = line.strip_prefix("test result: ") {
         rest
-    } else if line.starts_with("Summary [") {
+    } else if line.trim_start().starts_with("Summary [") {
         line.split_once("run: ")?.1
     } else {
         return None;
@@ -314,6 +314,8 @@ mod tests {
             Some((7, 1))
         );
         assert_eq!(of("7 passed, 1 failed"), None);
+        // Quoted by nextest from a failed test of cargo's own runner.
+        assert_eq!(of("    test result: FAILED. 0 passed; 1 failed"), None);
     }
 
     #[test]

@@ -3,33 +3,73 @@
 use nyx_guest_tests::{GuestTest, Image};
 use nyx_harness::guests::Flavour;
 
-pub(crate) const ALL: &[&GuestTest] = &[&REBOOT, &SEVERAL, &PARTITION, &WHOLE];
+pub(crate) const ALL: &[&GuestTest] = &[&REBOOT, &REBOOT_MMIO, &SEVERAL, &PARTITION, &WHOLE];
 
-/// Written, flushed, and there after a reboot in the same process.
+/// Written, flushed, and there after reboots in the same process; every other device works again too.
 const REBOOT: GuestTest = GuestTest {
     name: "reboot",
-    options: "--cpus 2 --memory 256M --disk $D/data,serial=data,engine=io_uring",
-    before: r#"
-        truncate -s 64M $D/data
-        mke2fs -q -F -t ext4 $D/data
+    options: "--cpus 2 --memory 256M --disk $D/data,serial=data,engine=io_uring --net user \
+        --vsock cid=9,socket=$D/vsock --console stdio --console file,path=$D/hvc,device=virtio",
+    before: MAKE_DATA,
+    guest: r#"
+        mount -t ext4 "$(disk data)" /newroot
+        ip link set eth0 up
+        ip addr add 10.0.2.15/24 dev eth0
+        boots=$(($(cat /newroot/boots 2>/dev/null || echo 0) + 1))
+        echo $boots >/newroot/boots
+        say "boot $boots"
+        expect "cpus" 2 "$(nproc)"
+        holds "gateway answers" ping -c 2 -W 5 10.0.2.2
+        expect "entropy amount" 4096 "$(dd if=/dev/hwrng bs=512 count=8 2>/dev/null | wc -c)"
+        echo "hello from boot $boots" >/dev/hvc0
+        case $boots in
+            1)
+                dd if=/dev/urandom of=/newroot/bytes bs=1M count=8 2>/dev/null
+                sum </newroot/bytes >/newroot/sum
+                ;;
+            3)
+                expect "what was written is there after the reboots" "$(cat /newroot/sum)" "$(sum </newroot/bytes)"
+                expect "no complaints of the kernel" "" "$(complaints)"
+                ;;
+        esac
+        sync
+        umount /newroot
+        [ $boots = 3 ] || reboot -f
     "#,
+    after: r#"
+        expect "booted three times" "boot 1 boot 2 boot 3" "$(echo $(grep -ao 'boot [0-9]$\|boot [0-9].$' $D/console | tr -d '\r'))"
+        expect "virtio console thrice" "hello from boot 1 hello from boot 2 hello from boot 3" "$(echo $(tr -d '\r' <$D/hvc))"
+        holds "nyx tells of the resets" grep -q "nyx: reset 2" $D/errors
+        holds "file system is clean" e2fsck -fn $D/data
+    "#,
+    ..GuestTest::NOTHING
+};
+
+/// A small file system for the guest to write to.
+const MAKE_DATA: &str = r#"
+    truncate -s 64M $D/data
+    mke2fs -q -F -t ext4 $D/data
+"#;
+
+/// The same without PCI, reset by the keyboard controller.
+const REBOOT_MMIO: GuestTest = GuestTest {
+    name: "reboot_mmio",
+    options: "--cpus 1 --memory 256M --no-pci --disk $D/data,serial=data,engine=threads",
+    cmdline: "root= reboot=kbd",
+    before: MAKE_DATA,
     guest: r#"
         mount -t ext4 "$(disk data)" /newroot
         if [ ! -e /newroot/sum ]; then
             dd if=/dev/urandom of=/newroot/bytes bs=1M count=8 2>/dev/null
             sum </newroot/bytes >/newroot/sum
             sync
-            say "written"
             umount /newroot
             reboot -f
         fi
-        say "back"
         expect "what was written is there after the reboot" "$(cat /newroot/sum)" "$(sum </newroot/bytes)"
-        expect "cpus after the reboot" 2 "$(nproc)"
         umount /newroot
     "#,
     after: r#"
-        expect "booted twice" "said: written said: back" "$(echo $(grep -ao 'said: [a-z]*' $D/console))"
         holds "nyx tells of the reset" grep -q "nyx: reset 1" $D/errors
         holds "file system is clean" e2fsck -fn $D/data
     "#,
@@ -42,7 +82,8 @@ const SEVERAL: GuestTest = GuestTest {
     flavour: Flavour::Full,
     options: "--cpus 2 --memory 384M --disk $DEBIAN,readonly,serial=debian \
         --disk $D/data,serial=DATA-0123456789,queues=2 \
-        --disk $D/direct/data,serial=large,direct,block-size=4096,engine=threads,queues=1",
+        --disk $D/direct/data,serial=large,direct,block-size=4096,engine=threads,queues=1 \
+        --disk $D/small/data,serial=full",
     cmdline: "root= nyx.system=debian",
     before: r#"
         truncate -s 256M $D/data
@@ -52,9 +93,12 @@ const SEVERAL: GuestTest = GuestTest {
         mkdir -p $D/direct
         mount -o loop $D/below $D/direct
         truncate -s 64M $D/direct/data
+        mkdir -p $D/small
+        mount -t tmpfs -o size=4m small $D/small
+        truncate -s 64M $D/small/data
     "#,
     guest: r#"
-        expect "three disks" "vda vdb vdc" "$(echo $(ls /sys/block | grep vd))"
+        expect "four disks" "vda vdb vdc vdd" "$(echo $(ls /sys/block | grep vd))"
         expect "serial number" DATA-0123456789 "$(cat /sys/block/vdb/serial)"
         expect "read-only is said" 1 "$(cat /sys/block/vda/ro)"
         holds "read-only refuses writes" sh -c '! dd if=/dev/zero of=/dev/vda bs=4096 count=1 conv=fsync,notrunc 2>&1'
@@ -92,6 +136,10 @@ const SEVERAL: GuestTest = GuestTest {
         mount -t ext4 -o ro /dev/vdc /tmp/data
         expect "large blocks past the page cache" "$bytes" "$(sha256sum </tmp/data/copy2)"
         umount /tmp/data
+        # The host has no room for these: an error here, and nothing else.
+        holds "a full host is an error of the disk" sh -c '! dd if=/dev/urandom of=/dev/vdd bs=1M count=16 conv=fsync 2>&1'
+        echo 3 >/proc/sys/vm/drop_caches
+        expect "a disk with errors can still be read" 1048576 "$(dd if=/dev/vdd bs=1M skip=60 count=1 2>/dev/null | wc -c)"
         expect "no complaints of the kernel" "" "$(complaints)"
     "#,
     beside: r#"
@@ -104,7 +152,7 @@ const SEVERAL: GuestTest = GuestTest {
         holds "trimmed file system is clean" e2fsck -fn $D/data
         holds "file system of large blocks is clean" e2fsck -fn $D/direct/data
         holds "read-only image is untouched" e2fsck -fn $DEBIAN
-        umount $D/direct
+        umount $D/direct $D/small
     "#,
     ..GuestTest::NOTHING
 };
