@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod lab;
 mod layers;
@@ -23,6 +24,8 @@ cargo xtask COMMAND
   lab [OPTION…] [--] [COMMAND…]
                            run a command of this machine in the lab, an emulated host with /dev/kvm;
                            without a command: a shell there (see lab --help)
+  bench [OPTION…] [MEASURE…]
+                           measure Nyx, and QEMU beside it where it is installed (see bench --help)
   layers                   check what each crate may depend on, and how it is written
   help                     this text
 ";
@@ -49,6 +52,7 @@ fn run(command: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
         "demo" => demo::run(&arguments),
         "test" => suite::run(&arguments),
         "lab" => lab::run(arguments),
+        "bench" => bench::run(&arguments),
         "layers" => layers::run(&arguments),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

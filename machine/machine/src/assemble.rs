@@ -115,8 +115,8 @@ impl Machine {
         let mut vcpus = VcpuSet::default();
         for cpu in &plan.cpus {
             let around = Surroundings {
-                pio: fabric.pio.clone(),
-                mmio: fabric.mmio.clone(),
+                pio: fabric.pio.view(),
+                mmio: fabric.mmio.view(),
                 controller: fabric.controller.clone(),
                 sink: ports.vcpus.clone(),
             };

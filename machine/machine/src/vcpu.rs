@@ -7,7 +7,7 @@
 //! A running vCPU looks at its orders only when it was kicked, so the exit path carries no check.
 
 use crate::fabric::Controller;
-use nyx_device::Bus;
+use nyx_device::BusView;
 use nyx_hypervisor::{Broken, Direction, Exit, HvError, Kick, SystemEvent, Vcpu};
 use nyx_inspect::{Counter, Inspect, Visitor};
 use parking_lot::{Condvar, Mutex};
@@ -88,10 +88,9 @@ pub struct VcpuSet {
 }
 
 /// Where a vCPU's accesses go.
-#[derive(Clone)]
 pub(crate) struct Surroundings {
-    pub(crate) pio: Bus,
-    pub(crate) mmio: Bus,
+    pub(crate) pio: BusView,
+    pub(crate) mmio: BusView,
     pub(crate) controller: Controller,
     pub(crate) sink: Arc<dyn VcpuSink>,
 }
@@ -337,7 +336,7 @@ impl Thread {
                     }
                     None
                 }
-                Ok(exit) => serve(exit, &self.around, &self.counters),
+                Ok(exit) => serve(exit, &mut self.around, &self.counters),
                 Err(e) => Some(VcpuEvent::Failed(e.to_string())),
             };
             if let Some(event) = event {
@@ -368,7 +367,7 @@ impl Thread {
         loop {
             let event = match self.vcpu.settle() {
                 Ok(None) => return,
-                Ok(Some(exit)) => serve(exit, &self.around, &self.counters),
+                Ok(Some(exit)) => serve(exit, &mut self.around, &self.counters),
                 Err(e) => Some(VcpuEvent::Failed(e.to_string())),
             };
             if let Some(event) = event {
@@ -379,7 +378,8 @@ impl Thread {
 }
 
 /// Serves one exit; an event if the guest cannot go on by itself.
-fn serve(exit: Exit<'_>, around: &Surroundings, counters: &ExitCounters) -> Option<VcpuEvent> {
+#[inline]
+fn serve(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> Option<VcpuEvent> {
     let event = match exit {
         Exit::Pio {
             port,
@@ -388,10 +388,18 @@ fn serve(exit: Exit<'_>, around: &Surroundings, counters: &ExitCounters) -> Opti
             data,
         } => {
             counters.exits_pio.inc();
-            let elements = data.chunks_exact_mut(width.max(1).into());
+            // String instructions are the exception: nearly always it is one element.
+            let width = usize::from(width.max(1));
+            let pio = &mut around.pio;
             match direction {
-                Direction::In => elements.for_each(|e| around.pio.read(port.into(), e)),
-                Direction::Out => elements.for_each(|e| around.pio.write(port.into(), e)),
+                Direction::In if data.len() == width => pio.read(port.into(), data),
+                Direction::Out if data.len() == width => pio.write(port.into(), data),
+                Direction::In => data
+                    .chunks_exact_mut(width)
+                    .for_each(|e| pio.read(port.into(), e)),
+                Direction::Out => data
+                    .chunks_exact_mut(width)
+                    .for_each(|e| pio.write(port.into(), e)),
             }
             return None;
         }

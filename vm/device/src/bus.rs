@@ -1,7 +1,7 @@
 //! Address decoding.
 
 use crate::{Hit, RegionId, Target};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 
@@ -139,47 +139,19 @@ impl Bus {
         }
     }
 
+    /// The bus as one thread sees it, for those who use it all the time.
+    pub fn view(&self) -> BusView {
+        BusView(Cache::new(self.table.clone()))
+    }
+
     /// Dispatches a read.
     pub fn read(&self, addr: u64, data: &mut [u8]) {
-        let table = self.table.load();
-        let at = table.partition_point(|w| w.last < addr);
-        match table.get(at).filter(|w| w.base <= addr) {
-            Some(window) => {
-                let hit = Hit {
-                    region: window.region,
-                    offset: addr - window.base,
-                };
-                let room = usize::try_from(window.last - addr).unwrap_or(usize::MAX);
-                if data.len() <= room.saturating_add(1) {
-                    window.target.read(hit, data);
-                } else {
-                    let (head, tail) = data.split_at_mut(room + 1);
-                    window.target.read(hit, head);
-                    self.read(addr.wrapping_add(head.len() as u64), tail);
-                }
-            }
-            None => data.fill(0xff),
-        }
+        read(&self.table.load(), addr, data);
     }
 
     /// Dispatches a write.
     pub fn write(&self, addr: u64, data: &[u8]) {
-        let table = self.table.load();
-        let at = table.partition_point(|w| w.last < addr);
-        if let Some(window) = table.get(at).filter(|w| w.base <= addr) {
-            let hit = Hit {
-                region: window.region,
-                offset: addr - window.base,
-            };
-            let room = usize::try_from(window.last - addr).unwrap_or(usize::MAX);
-            if data.len() <= room.saturating_add(1) {
-                window.target.write(hit, data);
-            } else {
-                let (head, tail) = data.split_at(room + 1);
-                window.target.write(hit, head);
-                self.write(addr.wrapping_add(head.len() as u64), tail);
-            }
-        }
+        write(&self.table.load(), addr, data);
     }
 
     /// Every window: base, last byte, owner.
@@ -189,6 +161,76 @@ impl Bus {
             .iter()
             .map(|w| (w.base, w.last, w.target.name().into()))
             .collect()
+    }
+}
+
+/// A [`Bus`] with the table at hand: as long as no window moves, an access costs one comparison
+/// instead of the bookkeeping of a shared one.
+///
+/// The table seen last is kept until the next access, and so are the targets in it. A unit that left
+/// is not among what that keeps alive: it was taken out of its slot.
+pub struct BusView(Cache<Arc<ArcSwap<Vec<Window>>>, Arc<Vec<Window>>>);
+
+impl BusView {
+    /// Dispatches a read.
+    #[inline]
+    pub fn read(&mut self, addr: u64, data: &mut [u8]) {
+        read(self.0.load(), addr, data);
+    }
+
+    /// Dispatches a write.
+    #[inline]
+    pub fn write(&mut self, addr: u64, data: &[u8]) {
+        write(self.0.load(), addr, data);
+    }
+}
+
+/// The window that `addr` is in.
+#[inline]
+fn find(table: &[Window], addr: u64) -> Option<&Window> {
+    let at = table.partition_point(|w| w.last < addr);
+    table.get(at).filter(|w| w.base <= addr)
+}
+
+/// Bytes in the window from `addr` on, beyond the first.
+#[inline]
+fn room(window: &Window, addr: u64) -> usize {
+    usize::try_from(window.last - addr).unwrap_or(usize::MAX)
+}
+
+fn read(table: &[Window], addr: u64, data: &mut [u8]) {
+    let Some(window) = find(table, addr) else {
+        return data.fill(0xff);
+    };
+    let hit = Hit {
+        region: window.region,
+        offset: addr - window.base,
+    };
+    let room = room(window, addr);
+    if data.len() <= room.saturating_add(1) {
+        window.target.read(hit, data);
+    } else {
+        let (head, tail) = data.split_at_mut(room + 1);
+        window.target.read(hit, head);
+        read(table, addr.wrapping_add(head.len() as u64), tail);
+    }
+}
+
+fn write(table: &[Window], addr: u64, data: &[u8]) {
+    let Some(window) = find(table, addr) else {
+        return;
+    };
+    let hit = Hit {
+        region: window.region,
+        offset: addr - window.base,
+    };
+    let room = room(window, addr);
+    if data.len() <= room.saturating_add(1) {
+        window.target.write(hit, data);
+    } else {
+        let (head, tail) = data.split_at(room + 1);
+        window.target.write(hit, head);
+        write(table, addr.wrapping_add(head.len() as u64), tail);
     }
 }
 
@@ -232,6 +274,24 @@ mod tests {
         assert_eq!(b, [0xff]);
         drop(mapping);
         bus.read(0x1004, &mut b);
+        assert_eq!(b, [0xff]);
+    }
+
+    #[test]
+    fn a_view_follows_the_bus() {
+        let bus = Bus::default();
+        let mut view = bus.view();
+        let mut b = [0];
+        view.read(0x1004, &mut b);
+        assert_eq!(b, [0xff]);
+        let target = echo("a");
+        let mapping = bus.map(0x1000, 0x10, RegionId(0), target.clone()).unwrap();
+        view.read(0x1004, &mut b);
+        assert_eq!(b, [4]);
+        view.write(0x100f, &[1, 2]);
+        assert_eq!(*target.1.lock(), [(0xf, vec![1])]);
+        drop(mapping);
+        view.read(0x1004, &mut b);
         assert_eq!(b, [0xff]);
     }
 

@@ -23,7 +23,7 @@ pub use backend::{
     BackendKind, BackendOpener, BackendSpec, BlockBackend, BlockDone, BlockGeometry, BlockOp,
     BlockQueue, BlockRequest, CharBackend, NetBackend, NetLink, NetOffloads, NetQueue, WindowSize,
 };
-pub use bus::{Bus, Conflict, Kept, Mapping};
+pub use bus::{Bus, BusView, Conflict, Kept, Mapping};
 pub use clock::{Timer, VmClock};
 pub use doorbell::{Doorbell, DoorbellBinding, Doorbells, NoDoorbells};
 pub use irq::{IoapicRouteFn, IoapicRoutePort, IrqController, IrqLine, IrqSink, Msi, MsiSink};

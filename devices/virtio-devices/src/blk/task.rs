@@ -6,7 +6,7 @@ use crate::queues::BATCH;
 use nyx_device::{BlockDone, BlockOp, BlockQueue, BlockRequest, FaultKind};
 use nyx_memory::{DmaSpace, DmaView};
 use nyx_reactor::{Interest, Poller};
-use nyx_virtio::{Chain, Progress, QueueTask, TaskError, VirtQueue};
+use nyx_virtio::{Chain, Patience, Progress, QueueTask, TaskError, VirtQueue};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,6 +55,7 @@ pub(crate) struct BlkTask {
     /// Requests were handed to the backend since the last kick.
     submitted: bool,
     draining: bool,
+    patience: Patience,
 }
 
 impl BlkTask {
@@ -79,6 +80,7 @@ impl BlkTask {
             answered: false,
             submitted: false,
             draining: false,
+            patience: Patience::default(),
         }
     }
 
@@ -102,6 +104,10 @@ impl BlkTask {
             self.answer();
             if left == 0 {
                 return Ok(Progress::Again(KICK));
+            }
+            // What is in flight tells of itself; nothing else is there to wait for but the driver.
+            if self.io.in_flight() == 0 && self.patience.wait(&self.queue) {
+                continue;
             }
             // With every slot taken, a completion is what brings the task back.
             if self.free.is_empty() || !self.queue.enable_kicks() {
