@@ -136,6 +136,8 @@ pub(crate) struct Stdio {
     wake: EventFd,
     filter: Option<EscapeFilter>,
     on_escape: Option<OnEscape>,
+    /// A break was asked for and not yet taken.
+    break_typed: bool,
     _claim: Claim,
 }
 
@@ -167,6 +169,7 @@ impl Stdio {
             wake,
             filter: config.escape.unwrap_or(terminal).then(EscapeFilter::new),
             on_escape,
+            break_typed: false,
             _claim: claim,
         })
     }
@@ -218,7 +221,9 @@ impl CharBackend for Stdio {
                 return Ok(got);
             };
             let (output, on_escape) = (&self.output, &self.on_escape);
+            let break_typed = &mut self.break_typed;
             let kept = filter.filter(&mut bytes[..got], |escape| {
+                *break_typed |= escape == Escape::Break;
                 if escape == Escape::Help {
                     let _ = output.write(HELP.as_bytes());
                 }
@@ -256,6 +261,10 @@ impl CharBackend for Stdio {
         }
         self.watch = Some((watch, arm));
         Ok(())
+    }
+
+    fn take_break(&mut self) -> bool {
+        std::mem::take(&mut self.break_typed)
     }
 
     fn window_size(&self) -> Option<WindowSize> {

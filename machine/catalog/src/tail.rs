@@ -61,6 +61,9 @@ impl CharBackend for Remembered {
     fn notify(&mut self, ready: Box<dyn Fn() + Send>) -> io::Result<()> {
         self.backend.notify(ready)
     }
+    fn take_break(&mut self) -> bool {
+        self.backend.take_break()
+    }
     fn window_size(&self) -> Option<WindowSize> {
         self.backend.window_size()
     }

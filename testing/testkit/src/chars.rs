@@ -13,6 +13,7 @@ struct Shared {
     input: VecDeque<u8>,
     ended: bool,
     writes: usize,
+    is_break: bool,
     window: Option<WindowSize>,
     ready: Option<Box<dyn Fn() + Send>>,
 }
@@ -45,6 +46,10 @@ impl Console {
     /// Ends the input once what is queued has been read.
     pub fn hang_up(&self) {
         self.0.lock().ended = true;
+    }
+    /// Sends a break condition. The device is not woken: call [`Console::ring`].
+    pub fn send_break(&self) {
+        self.0.lock().is_break = true;
     }
     /// Sets the terminal's size.
     pub fn resize(&self, columns: u16, rows: u16) {
@@ -97,6 +102,9 @@ impl CharBackend for Near {
     fn notify(&mut self, ready: Box<dyn Fn() + Send>) -> io::Result<()> {
         self.0.0.lock().ready = Some(ready);
         Ok(())
+    }
+    fn take_break(&mut self) -> bool {
+        std::mem::take(&mut self.0.0.lock().is_break)
     }
     fn window_size(&self) -> Option<WindowSize> {
         self.0.0.lock().window

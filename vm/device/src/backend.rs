@@ -228,6 +228,11 @@ pub trait CharBackend: Send {
     /// size change may be waiting. It is called once per edge until [`CharBackend::read`] has said
     /// `WouldBlock`. Called once, when the device is built.
     fn notify(&mut self, ready: Box<dyn Fn() + Send>) -> io::Result<()>;
+    /// Whether a break condition was sent since the last call: a terminal's user asked for one. To
+    /// be looked at after [`CharBackend::read`].
+    fn take_break(&mut self) -> bool {
+        false
+    }
     /// Size of the terminal, if it is one.
     fn window_size(&self) -> Option<WindowSize> {
         None

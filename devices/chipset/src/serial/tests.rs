@@ -321,6 +321,20 @@ fn a_break_is_a_zero_with_a_flag() {
 }
 
 #[test]
+fn a_break_from_the_terminal_reaches_the_guest_behind_what_was_typed() {
+    let mut port = Port::new();
+    port.out(2, 1);
+    port.console.type_in(b"a");
+    port.console.send_break();
+    port.uart.wake();
+    assert_eq!(port.r#in(5) & 0x11, 0x01);
+    assert_eq!(port.r#in(0), b'a');
+    assert_eq!(port.r#in(5) & 0x11, 0x11);
+    assert_eq!(port.r#in(0), 0);
+    assert_eq!(port.r#in(5) & 0x11, 0);
+}
+
+#[test]
 fn a_wide_access_is_split_into_bytes() {
     let mut port = Port::new();
     port.uart.write(Hit::new(0, 6), &[0xff, 0x77]).unwrap();

@@ -231,7 +231,9 @@ impl Serial {
             let Some(room) = bytes.get_mut(..room) else {
                 return;
             };
-            match backend.read(room) {
+            let read = backend.read(room);
+            let is_break = backend.take_break();
+            match read {
                 Ok(count @ 1..) => {
                     for &byte in bytes.iter().take(count) {
                         self.receive(Received {
@@ -248,6 +250,12 @@ impl Serial {
                     self.input_waiting = false;
                     self.fail(&e);
                 }
+            }
+            if is_break {
+                self.receive(Received {
+                    byte: 0,
+                    is_break: true,
+                });
             }
         }
     }
