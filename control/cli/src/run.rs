@@ -55,8 +55,8 @@ fn start(args: &RunArgs) -> Result<u8, String> {
             Escape::Quit => {
                 escapes.stop();
             }
-            // Help is shown by the terminal itself; a break and a prompt have no meaning yet for a
-            // machine run in the foreground.
+            // The terminal shows help and sends breaks itself; a prompt has no meaning for a machine
+            // run in the foreground.
             Escape::Help | Escape::Break | Escape::Prompt => {}
         })),
     };

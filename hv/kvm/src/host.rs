@@ -86,9 +86,12 @@ impl Kvm {
         if !missing.is_empty() {
             return Err(OpenError::Lacks(missing));
         }
-        request_guest_amx();
-        // The size of the FPU area depends on what was just requested.
-        let capabilities = Capabilities::read(&kvm).max_xsave(capabilities);
+        // The size of the FPU area depends on what may be requested.
+        let capabilities = if request_guest_amx() {
+            Capabilities::read(&kvm).max_xsave(capabilities)
+        } else {
+            capabilities
+        };
         let io = |e: kvm_ioctls::Error| OpenError::Io(io::Error::from_raw_os_error(e.errno()));
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -215,8 +218,8 @@ fn explain(errno: i32, cpuinfo: &str) -> OpenError {
 }
 
 /// Asks the kernel to let guests use AMX tile data (Linux, Documentation/arch/x86/xstate.rst).
-/// Without AMX, or on a kernel that knows no such request, nothing changes.
-fn request_guest_amx() {
+/// Without AMX, or on a kernel that knows no such request, nothing changes: then it says `false`.
+fn request_guest_amx() -> bool {
     const ARCH_REQ_XCOMP_GUEST_PERM: libc::c_ulong = 0x1025;
     const XFEATURE_XTILE_DATA: libc::c_ulong = 18;
     // SAFETY: this request takes a number and touches no memory of this process.
@@ -225,7 +228,7 @@ fn request_guest_amx() {
             libc::SYS_arch_prctl,
             ARCH_REQ_XCOMP_GUEST_PERM,
             XFEATURE_XTILE_DATA,
-        );
+        ) == 0
     }
 }
 

@@ -276,13 +276,12 @@ fn initialize_msrs(fd: &VcpuFd) {
     let misc = read_msrs(fd, &[IA32_MISC_ENABLE])
         .first()
         .map_or(0, |m| m.value);
-    for (index, value) in [
+    let msrs = [
         (IA32_MISC_ENABLE, misc | MISC_ENABLE_FAST_STRING),
         (IA32_MTRR_DEF_TYPE, MTRR_WRITE_BACK),
         (IA32_TSC, 0),
-    ] {
-        write_msrs(fd, &[SavedMsr { index, value }]);
-    }
+    ];
+    write_msrs(fd, &msrs.map(|(index, value)| SavedMsr { index, value }));
 }
 
 /// Sets the local interrupt pins as firmware does: LINT1 is NMI, and LINT0 of the boot processor takes

@@ -11,6 +11,7 @@ mod device;
 mod interrupt;
 mod kind;
 mod mmio;
+mod patience;
 mod pci;
 mod queue;
 mod saved;
@@ -25,4 +26,5 @@ pub use device::{
 };
 pub use interrupt::{Interrupt, NO_VECTOR};
 pub use kind::Virtio;
+pub use patience::Patience;
 pub use queue::{QueueError, QueueLayout, QueueProgress, VirtQueue};
