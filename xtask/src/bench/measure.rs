@@ -11,7 +11,7 @@ use nyx_harness::workspace;
 use nyx_payload::{Command, Ending, FIRST_BYTE, Report};
 use rustix::process::Signal;
 
-use super::process::{Process, Thread};
+use super::process::Process;
 use super::table::{Table, median};
 use super::vmm::{Disk, Output, Vmm};
 
@@ -63,8 +63,8 @@ const GUEST_MEMORY: u64 = 128 * MIB;
 const STARTS: u32 = 20;
 const STOPS: u32 = 5;
 const EXITS: u64 = 20_000;
-/// Short enough to repeat, long enough that page faults of a first touch do not count.
-const REQUESTS: [(u64, u64); 2] = [(1, 4_000), (32, 60_000)];
+/// Short enough to repeat, long enough for processor time that the kernel tells in hundredths.
+const REQUESTS: [(u64, u64); 2] = [(1, 40_000), (32, 400_000)];
 const IDLE: Duration = Duration::from_secs(10);
 const DISK_SIZE: u64 = 256 * MIB;
 
@@ -74,6 +74,7 @@ pub(crate) struct Place {
     cached: PathBuf,
     direct: PathBuf,
     clock: PathBuf,
+    floor: PathBuf,
 }
 
 impl Place {
@@ -85,9 +86,11 @@ impl Place {
             cached: Path::new("/dev/shm").join(&name),
             direct: folder.join(&name),
             clock: folder.join("exit_clock.so"),
+            floor: folder.join("exit_floor"),
             folder,
         };
-        build_clock(&place.clock)?;
+        compile("exit_clock.rs", "cdylib", &place.clock)?;
+        compile("exit_floor.rs", "bin", &place.floor)?;
         fill(&place.cached)?;
         fill(&place.direct)?;
         Ok(place)
@@ -113,13 +116,13 @@ fn fill(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn build_clock(library: &Path) -> Result<()> {
+fn compile(source: &str, kind: &str, to: &Path) -> Result<()> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     Tool::new(rustc)
-        .args(["--edition", "2024", "--crate-type", "cdylib"])
+        .args(["--edition", "2024", "--crate-type", kind])
         .args(["-C", "opt-level=3", "-C", "panic=abort", "-o"])
-        .arg(library)
-        .arg(workspace::root().join("xtask/bench/exit_clock.rs"))
+        .arg(to)
+        .arg(workspace::root().join("xtask/bench").join(source))
         .output()?;
     Ok(())
 }
@@ -171,32 +174,37 @@ fn memory(vmm: &Vmm, _: &Place, table: &mut Table) -> Result<()> {
 fn exits(vmm: &Vmm, place: &Place, table: &mut Table) -> Result<()> {
     for bench in ["exit-pio", "exit-mmio", "exit-uart"] {
         let cmdline = Command::new().bench(bench, EXITS);
+        let tool = || vmm.command(&cmdline, Output::Serial, None);
         // With the clock for the VMM's share, without for the whole: it must not count itself.
-        let notes = place.folder.join("exit_notes");
-        File::create(&notes)?.set_len(4 * (1 + (1 << 18)))?;
-        let plain = vmm.command(&cmdline, Output::Serial, None);
-        let clocked = vmm
-            .command(&cmdline, Output::Serial, None)
-            .env("LD_PRELOAD", &place.clock)
-            .env("EXIT_CLOCK", &notes);
-        report(&clocked)?;
-        let whole = report(&plain)?;
+        let own = clocked(place, tool(), |tool| report(tool).map(drop))?;
+        let whole = report(&tool())?;
         let whole = whole.bench(bench).context("the payload gave no figure")?;
-        let own = middle_note(&fs::read(&notes)?).context("no KVM_RUN was seen")?;
-        table.add(
-            &format!("{bench}: VMM between KVM_RUNs, p50"),
-            "cycles",
-            vmm,
-            own,
-        );
-        table.add(
-            &format!("{bench}: whole exit, mean"),
-            "cycles",
-            vmm,
-            whole.cycles_each(),
-        );
+        let row = format!("{bench}: VMM between KVM_RUNs, p50");
+        table.add(&row, "cycles", vmm, own);
+        let row = format!("{bench}: whole exit, mean");
+        table.add(&row, "cycles", vmm, whole.cycles_each());
     }
+    let floor = Tool::new(&place.floor).arg(EXITS.to_string());
+    let floor = clocked(place, floor, |tool| tool.output().map(drop))?;
+    table.add(
+        "a loop that serves nothing: between KVM_RUNs, p50",
+        "cycles",
+        vmm,
+        floor,
+    );
     Ok(())
+}
+
+/// The median of what the preloaded clock notes while `tool` runs.
+fn clocked(place: &Place, tool: Tool, run: impl FnOnce(&Tool) -> Result<()>) -> Result<f64> {
+    let notes = place.folder.join("exit_notes");
+    File::create(&notes)?.set_len(4 * (1 + (1 << 18)))?;
+    let tool = tool
+        .env("LD_PRELOAD", &place.clock)
+        .env("EXIT_CLOCK", &notes);
+    run(&tool)?;
+    middle_note(&fs::read(&notes)?)
+        .context("no KVM_RUN was seen: is the program linked statically?")
 }
 
 /// The median of the notes of the preloaded clock.
@@ -237,12 +245,12 @@ fn block(vmm: &Vmm, place: &Place, table: &mut Table) -> Result<()> {
                 is_direct,
                 engine,
             };
-            for (kind, depth, requests) in REQUESTS
+            for (kind, depth, count) in REQUESTS
                 .into_iter()
                 .flat_map(|(depth, requests)| ["read", "write"].map(|kind| (kind, depth, requests)))
             {
                 // A device that is asked past the page cache may be slower by orders.
-                let requests = if is_direct { requests / 4 } else { requests };
+                let requests = if is_direct { count / 10 } else { count };
                 let row = format!("{kind} 4 KiB, {medium}, QD {depth}, {}", engine.name());
                 let bench = format!("blk-{kind}-qd{depth}");
                 one_disk(vmm, &disk, &bench, requests, &row, table).with_context(|| row.clone())?;
@@ -260,34 +268,38 @@ fn one_disk(
     row: &str,
     table: &mut Table,
 ) -> Result<()> {
+    // A run of one request is what start and set-up cost.
+    let (_, before) = disk_run(vmm, disk, bench, 1)?;
+    let (per_second, after) = disk_run(vmm, disk, bench, requests)?;
+    table.add(row, "requests/s", vmm, per_second);
+    let spent = after.saturating_sub(before).as_secs_f64();
+    let row = format!("{row}, per CPU-second of the VMM");
+    table.add(&row, "requests/s", vmm, requests as f64 / spent);
+    Ok(())
+}
+
+/// Requests per second, and the processor time of all threads but those that run the guest. What ended
+/// threads took is in it: a device's worker ends with the device's reset.
+fn disk_run(vmm: &Vmm, disk: &Disk, bench: &str, requests: u64) -> Result<(f64, Duration)> {
     let cmdline = Command::new().bench(bench, requests).then(Ending::Idle);
     let mut process = Process::start(&vmm.command(&cmdline, Output::Serial, Some(disk)))?;
     let lines = process.lines()?;
     let mut report = Report::default();
-    report.push(&lines.until(|line| line.starts_with("note tsc-rate"))?);
-    let before = own_time(vmm, &process.threads()?);
-    report.push(&lines.until(|line| line.starts_with("bench "))?);
-    let after = own_time(vmm, &process.threads()?);
+    for wanted in ["note tsc-rate", "bench ", "done"] {
+        report.push(&lines.until(|line| line.starts_with(wanted))?);
+    }
+    let vcpus = process.threads()?;
+    let vcpus = vcpus.iter().filter(|thread| vmm.is_vcpu(&thread.name));
+    let spent = process
+        .cpu_time()?
+        .saturating_sub(vcpus.map(|thread| thread.cpu).sum());
+    // In order, so that the image is free for the next one.
+    process.stop(Signal::TERM)?;
     let (Some(done), Some(rate)) = (report.bench(bench), report.tsc_rate()) else {
         bail!("the payload gave no figure");
     };
     let seconds = done.cycles as f64 / rate as f64;
-    table.add(row, "requests/s", vmm, done.iterations as f64 / seconds);
-    let spent = after.saturating_sub(before).as_secs_f64();
-    let each = done.iterations as f64 / spent;
-    table.add(
-        &format!("{row}, per CPU-second of the VMM"),
-        "requests/s",
-        vmm,
-        each,
-    );
-    Ok(())
-}
-
-/// Processor time of all threads but those that run the guest.
-fn own_time(vmm: &Vmm, threads: &[Thread]) -> Duration {
-    let own = threads.iter().filter(|thread| !vmm.is_vcpu(&thread.name));
-    own.map(|thread| thread.cpu).sum()
+    Ok((done.iterations as f64 / seconds, spent))
 }
 
 fn stop(vmm: &Vmm, _: &Place, table: &mut Table) -> Result<()> {

@@ -89,6 +89,13 @@ impl Process {
         Ok(own_memory(&self.file("smaps")?, guest))
     }
 
+    /// Processor time of all its threads, also of those that have ended.
+    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+        let ticks = cpu_ticks(&self.file("stat")?).context("no times in /proc/PID/stat")?;
+        let seconds = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+        Ok(Duration::from_secs_f64(seconds))
+    }
+
     /// Its threads, now.
     pub(crate) fn threads(&self) -> Result<Vec<Thread>> {
         let mut threads = Vec::new();
@@ -196,6 +203,15 @@ fn first_number(text: &str) -> u64 {
     word.and_then(|w| w.parse().ok()).unwrap_or(0)
 }
 
+/// User and system time (proc_pid_stat(5), fields 14 and 15).
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    // The name, in parentheses, may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let (user, system) = (fields.next()?, fields.next()?);
+    Some(user.parse::<u64>().ok()? + system.parse::<u64>().ok()?)
+}
+
 fn switches(status: &str) -> u64 {
     let lines = status.lines().filter_map(|line| {
         line.strip_prefix("voluntary_ctxt_switches:")
@@ -233,5 +249,12 @@ Private_Dirty:         8 kB
         assert_eq!(switches(status), 15);
         assert_eq!(first_number("123456 7 8\n"), 123_456);
         assert_eq!(first_number(""), 0);
+    }
+
+    #[test]
+    fn processor_time_is_found_behind_any_name() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 17 0 0 20 0 3 0 5 0";
+        assert_eq!(cpu_ticks(stat), Some(267));
+        assert_eq!(cpu_ticks("7 (a) S 1"), None);
     }
 }
