@@ -1,0 +1,1 @@
+//! Talks to a machine over its control socket.

@@ -1,0 +1,1 @@
+//! Guest symbols and stacks, read outside the VMM.

@@ -1,0 +1,1 @@
+//! What a machine's counters mean: samples, trends, bottlenecks, health.

@@ -1,0 +1,18 @@
+//! What is said over a machine's control socket: requests, answers, events. Types only, no transport.
+//!
+//! Paths stand in [`paths`]. Times are RFC 3339 in UTC. Every refusal is a [`Problem`].
+#![forbid(unsafe_code)]
+
+mod event;
+mod machine;
+mod operation;
+pub mod paths;
+mod problem;
+
+pub use event::{Event, Happening};
+pub use machine::{
+    ConsoleDescription, DeviceDescription, Health, LogEntry, LogFilter, Machine, MachineRecord,
+    Phase, Removal, Started, StopRequest,
+};
+pub use operation::{Operation, OperationKind, OperationState, Progress};
+pub use problem::{Code, Problem};

@@ -1,0 +1,1 @@
+//! The library: build a machine, run it, steer it.
