@@ -2,13 +2,14 @@
 
 use crate::args::DoctorArgs;
 use crate::exit::{REFUSED, SUCCESS, refuse};
+use crate::output::json;
 use nyx_host::GuestKernels;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 pub(crate) fn doctor(args: &DoctorArgs) -> ExitCode {
     let report = nyx_host::examine();
-    let text = if args.json {
+    let text = if args.json || json() {
         match serde_json::to_string_pretty(&report) {
             Ok(text) => text + "\n",
             Err(e) => return refuse(e),

@@ -2,6 +2,7 @@
 
 use crate::args::PlanArgs;
 use crate::exit::{SUCCESS, refuse, tell};
+use crate::output::json;
 use nyx_kvm::Kvm;
 use nyx_plan::HostFacts;
 use nyx_vmm::{HostSource, Prepared};
@@ -40,7 +41,7 @@ fn show(args: &PlanArgs) -> Result<(), String> {
     if let Some(folder) = &args.acpi {
         write_tables(folder, &prepared)?;
     }
-    let text = if args.json {
+    let text = if args.json || json() {
         serde_json::to_string_pretty(&prepared.plan).map_err(|e| e.to_string())? + "\n"
     } else {
         prepared.listing()

@@ -13,11 +13,14 @@ use serde::{Deserialize, Serialize};
 /// The diagnostic port 0x80 of an IBM PC AT: firmware writes its progress to it. It reads back, and
 /// older software writes to it for the delay.
 #[derive(Inspect)]
+#[inspect(prefix = "post")]
 pub struct PostPort {
     // State
     #[inspect(hex)]
     code: u8,
     // Statistics
+    /// Codes written to the diagnostic port.
+    #[inspect(metric = "codes")]
     writes: Counter,
 }
 
@@ -82,12 +85,16 @@ impl DeviceKind for PostPort {
 /// A debug console as Bochs and QEMU have it at port 0xe9: every byte written is output, and a read
 /// gives 0xe9, by which software tells that it is there.
 #[derive(Inspect)]
+#[inspect(prefix = "debugcon")]
 pub struct DebugConsole {
     // Wiring
     #[inspect(skip)]
     backend: Option<Box<dyn CharBackend>>,
     // Statistics
+    /// Bytes written to the debug console.
     bytes: Counter,
+    /// Bytes that the debug console's backend did not take.
+    #[inspect(metric = "dropped_bytes")]
     dropped: Counter,
 }
 
@@ -176,7 +183,7 @@ impl DeviceKind for DebugConsole {
         wiring: &mut Wiring<'_>,
     ) -> Result<Box<dyn Device>, BoxError> {
         let backend = match &config.backend {
-            Some(spec) => Some(wiring.backends.char(spec)?),
+            Some(spec) => Some(wiring.backends.char(&wiring.placement.name, spec)?),
             None => None,
         };
         let (bytes, dropped) = Default::default();

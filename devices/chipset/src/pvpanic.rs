@@ -25,13 +25,20 @@ const EVENTS: u8 = PANICKED | CRASH_LOADED | SHUTDOWN;
 
 /// The panic port.
 #[derive(Inspect)]
+#[inspect(prefix = "pvpanic")]
 pub struct PvPanic {
     // Wiring
     #[inspect(skip)]
     power: PowerPort,
     // Statistics
+    /// Times the guest said what became of it.
+    #[inspect(metric = "events", label(event = "panicked"))]
     panics: Counter,
+    /// Times the guest said what became of it.
+    #[inspect(metric = "events", label(event = "crash_loaded"))]
     crash_kernels: Counter,
+    /// Times the guest said what became of it.
+    #[inspect(metric = "events", label(event = "shutdown"))]
     shutdowns: Counter,
 }
 

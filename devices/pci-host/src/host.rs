@@ -45,6 +45,7 @@ const FUNCTION_LEN: u64 = 1 << 12;
 /// | ports CFC to CFF, 1, 2 or 4 bytes | the addressed double word |
 /// | ECAM | 4 KiB for each function, any width |
 #[derive(Inspect)]
+#[inspect(prefix = "pci")]
 pub struct PciHost {
     // Wiring
     #[inspect(skip)]
@@ -59,7 +60,11 @@ pub struct PciHost {
     #[inspect(hex)]
     reset_control: u8,
     // Statistics
+    /// Accesses to PCI configuration space.
+    #[inspect(metric = "config_accesses", label(direction = "read"))]
     config_reads: Counter,
+    /// Accesses to PCI configuration space.
+    #[inspect(metric = "config_accesses", label(direction = "write"))]
     config_writes: Counter,
 }
 

@@ -9,7 +9,7 @@ use crate::queues;
 use nyx_device::{
     BackendSpec, BlockBackend, BlockGeometry, BoxError, ConfigError, FaultPort, Wiring,
 };
-use nyx_inspect::{Counter, Inspect, Visitor};
+use nyx_inspect::{Counter, Histogram, Inspect, Visitor};
 use nyx_state::{Persist, RestoreError, SaveError};
 use nyx_virtio::{Activation, Interrupt, QueueTask, Shape, TaskError, VirtioDevice, VirtioKind};
 use request::{ID_LEN, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, Rules, SECTOR};
@@ -48,6 +48,10 @@ pub struct BlkConfig {
     /// Refuse writes, even if the backend would take them.
     #[serde(default)]
     pub read_only: bool,
+    /// Keep a write for which the backend has no room, report [`FaultKind::NoSpace`](nyx_device::FaultKind), and try it
+    /// again after the next stop and start; without, the guest sees an I/O error.
+    #[serde(default)]
+    pub hold_without_space: bool,
 }
 
 /// The kind `virtio-blk`.
@@ -91,18 +95,51 @@ impl VirtioKind for BlkKind {
 
 /// What a block device has done.
 #[derive(Debug, Default, Inspect)]
+#[inspect(prefix = "blk")]
 pub(crate) struct BlkCounters {
+    /// Requests of the driver, by what it asked for.
+    #[inspect(metric = "requests", label(op = "read"))]
     pub(crate) reads: Counter,
+    /// Bytes that requests asked to read or write.
+    #[inspect(metric = "bytes", label(op = "read"))]
     pub(crate) read_bytes: Counter,
+    /// Requests of the driver, by what it asked for.
+    #[inspect(metric = "requests", label(op = "write"))]
     pub(crate) writes: Counter,
+    /// Bytes that requests asked to read or write.
+    #[inspect(metric = "bytes", label(op = "write"))]
     pub(crate) written_bytes: Counter,
+    /// Requests of the driver, by what it asked for.
+    #[inspect(metric = "requests", label(op = "flush"))]
     pub(crate) flushes: Counter,
+    /// Requests of the driver, by what it asked for.
+    #[inspect(metric = "requests", label(op = "discard"))]
     pub(crate) discards: Counter,
+    /// Requests of the driver, by what it asked for.
+    #[inspect(metric = "requests", label(op = "write_zeroes"))]
     pub(crate) write_zeroes: Counter,
+    /// Requests of the driver, by what it asked for.
+    #[inspect(metric = "requests", label(op = "get_id"))]
     pub(crate) ids: Counter,
+    /// Requests kept because the backend has no room, each time it said so.
+    pub(crate) held: Counter,
+    /// Time from a request's hand-over to the backend until its completion was seen.
+    #[inspect(metric = "latency", label(op = "read"))]
+    pub(crate) read_latency: Histogram,
+    /// Time from a request's hand-over to the backend until its completion was seen.
+    #[inspect(metric = "latency", label(op = "write"))]
+    pub(crate) write_latency: Histogram,
+    /// Time from a request's hand-over to the backend until its completion was seen.
+    #[inspect(metric = "latency", label(op = "flush"))]
+    pub(crate) flush_latency: Histogram,
+    /// Time from a request's hand-over to the backend until its completion was seen. Each range of a
+    /// request counts by itself.
+    #[inspect(metric = "latency", label(op = "discard"))]
+    pub(crate) discard_latency: Histogram,
     /// Requests that the device refused: malformed, out of bounds, unsupported.
     pub(crate) refused: Counter,
     /// Requests that the backend failed.
+    #[inspect(metric = "errors")]
     pub(crate) failed: Counter,
 }
 
@@ -118,6 +155,7 @@ pub(crate) struct Medium {
     id: [u8; ID_LEN],
     counters: BlkCounters,
     faults: Option<FaultPort>,
+    hold_without_space: bool,
     /// A failing medium is reported once; the counter tells the rest.
     complained: AtomicBool,
 }
@@ -175,6 +213,7 @@ impl Blk {
             writeback: AtomicBool::new(geometry.write_cache),
             id,
             counters: BlkCounters::default(),
+            hold_without_space: config.hold_without_space,
             faults,
             complained: AtomicBool::new(false),
         };

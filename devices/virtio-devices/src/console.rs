@@ -125,7 +125,12 @@ impl VirtioKind for ConsoleKind {
         let backends: Result<Vec<_>, _> = config
             .ports
             .iter()
-            .map(|port| wiring.backends.char(&port.backend))
+            .enumerate()
+            .map(|(index, port)| {
+                let unnamed = || format!("{}.{index}", wiring.placement.name);
+                let name = port.name.clone().unwrap_or_else(unnamed);
+                wiring.backends.char(&name, &port.backend)
+            })
             .collect();
         Ok(Box::new(Console::new(&config, backends?)?))
     }
@@ -133,8 +138,13 @@ impl VirtioKind for ConsoleKind {
 
 /// What a console device has done.
 #[derive(Debug, Default, Inspect)]
+#[inspect(prefix = "console")]
 pub(crate) struct ConsoleCounters {
+    /// Bytes carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "rx"))]
     input_bytes: Counter,
+    /// Bytes carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "tx"))]
     output_bytes: Counter,
     /// Times a backend took no more output.
     output_stalls: Counter,

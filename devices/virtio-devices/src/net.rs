@@ -112,25 +112,56 @@ impl VirtioKind for NetKind {
 
 /// What a network device has done.
 #[derive(Debug, Default, Inspect)]
+#[inspect(prefix = "net")]
 pub(crate) struct NetCounters {
+    /// Frames carried: rx to the guest, tx from it.
+    #[inspect(metric = "packets", label(direction = "rx"))]
     rx_frames: Counter,
+    /// Bytes of the frames carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "rx"))]
     rx_bytes: Counter,
     /// Frames that no buffers on offer could hold.
+    #[inspect(
+        metric = "dropped",
+        label(direction = "rx", reason = "oversize"),
+        help = "Frames that were lost, by reason."
+    )]
     rx_oversize: Counter,
     /// Frames lost to a pause.
+    #[inspect(
+        metric = "dropped",
+        label(direction = "rx", reason = "pause"),
+        help = "Frames that were lost, by reason."
+    )]
     rx_dropped: Counter,
+    /// Transfers that failed in the backend.
+    #[inspect(metric = "errors", label(direction = "rx"))]
     rx_errors: Counter,
     /// Times the guest had no buffers on offer.
     rx_starved: Counter,
     /// Receive buffers too small for a header, or not memory.
     bad_buffers: Counter,
+    /// Frames carried: rx to the guest, tx from it.
+    #[inspect(metric = "packets", label(direction = "tx"))]
     tx_frames: Counter,
+    /// Bytes of the frames carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "tx"))]
     tx_bytes: Counter,
-    /// Frames malformed, too long, or refused by the backend.
+    /// Frames malformed or too long.
+    #[inspect(
+        metric = "dropped",
+        label(direction = "tx", reason = "malformed"),
+        help = "Frames that were lost, by reason."
+    )]
     tx_dropped: Counter,
+    /// Transfers that failed in the backend.
+    #[inspect(metric = "errors", label(direction = "tx"))]
+    tx_errors: Counter,
     /// Times the wire took no more frames.
     tx_stalls: Counter,
+    /// Commands of the driver on the control queue.
     commands: Counter,
+    /// Commands that were refused.
     refused_commands: Counter,
 }
 

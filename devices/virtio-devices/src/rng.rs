@@ -57,8 +57,11 @@ impl VirtioKind for RngKind {
 
 /// What an entropy device has done.
 #[derive(Debug, Default, Inspect)]
+#[inspect(prefix = "rng")]
 struct RngCounters {
+    /// Requests for random bytes.
     requests: Counter,
+    /// Random bytes given to the guest.
     bytes: Counter,
     /// Requests with no writable memory.
     refused: Counter,
@@ -195,7 +198,7 @@ impl QueueTask for RngTask {
     }
 
     fn ready(&mut self, _: u64, _: &Poller) -> Result<Progress, TaskError> {
-        self.queue.kick_event().clear();
+        self.queue.take_kick();
         self.serve()
     }
 

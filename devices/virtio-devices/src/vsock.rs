@@ -79,13 +79,24 @@ impl VirtioKind for VsockKind {
 
 /// What a socket device has done.
 #[derive(Debug, Default, Inspect)]
+#[inspect(prefix = "vsock")]
 pub(crate) struct VsockCounters {
+    /// Connections open now.
+    #[inspect(metric = "open_connections")]
     connections: Gauge,
+    /// Connections made, by who asked for them.
+    #[inspect(metric = "connections", label(from = "host"))]
     host_connections: Counter,
+    /// Connections made, by who asked for them.
+    #[inspect(metric = "connections", label(from = "guest"))]
     guest_connections: Counter,
     /// Connections that nobody took, or beyond the limit.
     refused_connections: Counter,
+    /// Bytes carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "rx"))]
     to_guest_bytes: Counter,
+    /// Bytes carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "tx"))]
     from_guest_bytes: Counter,
     /// Packets malformed, of no connection, or against the rules of one.
     bad_packets: Counter,

@@ -7,7 +7,15 @@
 //! vCPUs come last.
 #![forbid(unsafe_code)]
 
+mod debug;
+
+pub use debug::{
+    Activity, DebugControl, DebugStop, FpuRegisters, HARDWARE_BREAKPOINTS, HardwareBreakpoint,
+    Registers, Table, VcpuDebug, WatchAccess,
+};
+
 use nyx_device::{Doorbells, MsiSink};
+use nyx_inspect::Inspect;
 use nyx_memory::{DirtySource, RamObserver};
 use nyx_state::{Blob, RestoreError, SaveError};
 use std::sync::Arc;
@@ -206,13 +214,8 @@ pub enum Exit<'v> {
     Shutdown,
     /// The guest asks for something through the hypervisor's own interface (reset, crash).
     System(SystemEvent),
-    /// A debug event: breakpoint or single step.
-    Debug {
-        /// Exception number.
-        exception: u32,
-        /// Where.
-        pc: u64,
-    },
+    /// A debug event: breakpoint or single step. The vCPU is at an instruction boundary.
+    Debug(DebugStop),
     /// KVM could not go on.
     Broken(Broken),
 }
@@ -323,6 +326,15 @@ pub trait Vcpu: Send {
     fn inject_nmi(&mut self) -> Result<(), HvError>;
     /// The instruction pointer, for people.
     fn program_counter(&mut self) -> Result<u64, HvError>;
+    /// What the hypervisor itself counts of this vCPU, to be read by any thread while it runs; `None`
+    /// where it tells nothing. Call on the thread that will run it, and drop it before the vCPU.
+    fn statistics(&mut self) -> Option<Box<dyn Inspect + Send + Sync>> {
+        None
+    }
+    /// The vCPU under a debugger; `None` where the hypervisor has no such thing. Only when settled.
+    fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {
+        None
+    }
 }
 
 #[cfg(test)]

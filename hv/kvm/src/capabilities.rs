@@ -111,6 +111,8 @@ capabilities! {
     halt_poll: KVM_CAP_HALT_POLL,
     /// Breakpoints and single-stepping.
     guest_debug: KVM_CAP_SET_GUEST_DEBUG,
+    /// Flags of guest debugging beyond the first ones, a mask.
+    guest_debug_flags: KVM_CAP_SET_GUEST_DEBUG2,
     /// Registers shared in `kvm_run`, a mask.
     sync_regs: KVM_CAP_SYNC_REGS,
     /// Statistics as a file.

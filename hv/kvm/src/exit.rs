@@ -13,7 +13,7 @@ use kvm_bindings::{
     KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
-use nyx_hypervisor::{Broken, Direction, Exit, SystemEvent};
+use nyx_hypervisor::{Broken, DebugStop, Direction, Exit, SystemEvent};
 use std::mem::offset_of;
 
 /// Offset of the union of exit reasons.
@@ -138,10 +138,12 @@ fn rare(reason: u32, body: &[u8]) -> Exit<'_> {
             KVM_SYSTEM_EVENT_CRASH => SystemEvent::Crash,
             other => SystemEvent::Other(other),
         }),
-        KVM_EXIT_DEBUG => Exit::Debug {
+        KVM_EXIT_DEBUG => Exit::Debug(DebugStop {
             exception: u32_at(body, UNION),
             pc: u64_at(body, UNION + 8),
-        },
+            dr6: u64_at(body, UNION + 16),
+            dr7: u64_at(body, UNION + 24),
+        }),
         KVM_EXIT_FAIL_ENTRY => Exit::Broken(Broken::FailEntry {
             reason: u64_at(body, UNION),
             cpu: u32_at(body, UNION + 8),
@@ -345,14 +347,14 @@ mod tests {
         }
         let mut image = Image::new(KVM_EXIT_DEBUG)
             .put(UNION, &1u32.to_ne_bytes())
-            .put(UNION + 8, &0x1000u64.to_ne_bytes());
-        assert!(matches!(
-            decode(&mut image.0),
-            Exit::Debug {
-                exception: 1,
-                pc: 0x1000
-            }
-        ));
+            .put(UNION + 8, &0x1000u64.to_ne_bytes())
+            .put(UNION + 16, &0xffff_4ff2u64.to_ne_bytes())
+            .put(UNION + 24, &0x402u64.to_ne_bytes());
+        let Exit::Debug(stop) = decode(&mut image.0) else {
+            panic!("not a debug event");
+        };
+        assert_eq!((stop.pc, stop.dr7), (0x1000, 0x402));
+        assert!(stop.is_step() && stop.met().eq([1]));
         let mut image = Image::new(KVM_EXIT_FAIL_ENTRY)
             .put(UNION, &0x8000_0021u64.to_ne_bytes())
             .put(UNION + 8, &5u32.to_ne_bytes());

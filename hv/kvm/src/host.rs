@@ -62,6 +62,8 @@ pub(crate) struct Host {
     pub(crate) readable_msrs: OnceLock<Vec<u32>>,
     /// A vCPU that was just made, once there was one.
     pub(crate) power_on: OnceLock<SavedVcpu>,
+    /// Whether INT3 stops a vCPU for its debugger, once somebody asked.
+    pub(crate) stops_at_int3: OnceLock<bool>,
     /// Bytes of `kvm_run`'s mapping.
     pub(crate) run_size: usize,
 }
@@ -108,6 +110,7 @@ impl Kvm {
             msrs,
             readable_msrs: OnceLock::new(),
             power_on: OnceLock::new(),
+            stops_at_int3: OnceLock::new(),
             run_size,
         })))
     }

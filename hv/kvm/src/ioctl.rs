@@ -5,7 +5,7 @@ use kvm_bindings::{
     kvm_xsave,
 };
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 // Linux's _IOC encoding (include/uapi/asm-generic/ioctl.h).
 const fn request(direction: u64, number: u64, size: usize) -> u64 {
@@ -21,6 +21,7 @@ const SET_XSAVE: u64 = request(WRITE, 0xa5, size_of::<kvm_xsave>());
 const GET_SREGS2: u64 = request(READ, 0xcc, size_of::<kvm_sregs2>());
 const SET_SREGS2: u64 = request(WRITE, 0xcd, size_of::<kvm_sregs2>());
 const CLEAR_DIRTY_LOG: u64 = request(READ | WRITE, 0xc0, size_of::<kvm_clear_dirty_log>());
+const GET_STATS_FD: u64 = request(0, 0xce, 0);
 const IOEVENTFD: u64 = request(WRITE, 0x79, size_of::<kvm_ioeventfd>());
 
 /// Bytes of FPU state that `KVM_GET_XSAVE` and `KVM_SET_XSAVE` always transfer.
@@ -41,6 +42,15 @@ pub(crate) fn run(vcpu: BorrowedFd<'_>) -> io::Result<()> {
     // the obligations of `slots`, and `kvm_run`, to which the caller holds no reference because
     // this is called with its vCPU borrowed mutably.
     check(unsafe { libc::ioctl(vcpu.as_raw_fd(), RUN, 0) })
+}
+
+/// `KVM_GET_STATS_FD` (Linux 5.14).
+pub(crate) fn get_stats_fd(vcpu: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: KVM_GET_STATS_FD takes no argument.
+    let fd = unsafe { libc::ioctl(vcpu.as_raw_fd(), GET_STATS_FD, 0) };
+    check(fd)?;
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// `KVM_GET_XSAVE2` (or `KVM_GET_XSAVE`): `area` must be as large as `KVM_CAP_XSAVE2` says.

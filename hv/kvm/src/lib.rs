@@ -17,6 +17,7 @@
 mod abi;
 mod capabilities;
 mod cpuid;
+mod debug;
 mod dirty;
 mod doorbells;
 mod exit;
@@ -28,6 +29,7 @@ mod probe;
 mod run_page;
 mod saved;
 mod slots;
+mod stats;
 mod vcpu;
 mod vm;
 

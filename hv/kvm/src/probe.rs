@@ -5,7 +5,9 @@
 //! time of a few thousand instructions does.
 
 use crate::{Kvm, OpenError};
-use nyx_hypervisor::{EntryState, Exit, HvError, Hypervisor, Segment, Topology, Vcpu};
+use nyx_hypervisor::{
+    DebugControl, EntryState, Exit, HvError, Hypervisor, Segment, Topology, Vcpu, Vm,
+};
 use nyx_memory::{AllocateError, Extent, Memory, RamConfig};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
@@ -97,31 +99,79 @@ fn entry() -> EntryState {
     }
 }
 
+/// A VM of one vCPU and a few pages.
+struct Scratch {
+    // Dropped in this order.
+    vcpu: Box<dyn Vcpu>,
+    vm: Box<dyn Vm>,
+    memory: Memory,
+}
+
+impl Scratch {
+    fn new(kvm: &Kvm) -> Result<Self, ProbeError> {
+        let extents = vec![Extent {
+            base: GuestAddress(0),
+            len: 0x5000,
+        }];
+        let mut memory = Memory::allocate(&RamConfig {
+            extents,
+            ..RamConfig::default()
+        })?;
+        let vm = kvm.create_vm(Topology::flat(1))?;
+        memory.subscribe(vm.ram_observer())?;
+        vm.power_interrupts(24)?;
+        let vcpu = vm.create_vcpu(0)?;
+        for (at, entry) in page_tables() {
+            memory
+                .space()
+                .view()
+                .write_obj(entry, GuestAddress(at))
+                .map_err(|e| ProbeError::Unexpected(e.to_string()))?;
+        }
+        Ok(Self { vcpu, vm, memory })
+    }
+}
+
+/// Whether INT3 under guest debugging leaves the guest, as the interface says: a KVM that emulates guest
+/// kernels, and one on a processor that is itself emulated, may give it to the guest instead.
+pub(crate) fn stops_at_int3(kvm: &Kvm) -> Result<bool, ProbeError> {
+    const INT3: u8 = 0xcc;
+    let mut scratch = Scratch::new(kvm)?;
+    scratch
+        .memory
+        .space()
+        .view()
+        .write_obj(INT3, GuestAddress(CODE))
+        .map_err(|e| ProbeError::Unexpected(e.to_string()))?;
+    scratch.vcpu.set_entry(&entry())?;
+    let control = DebugControl {
+        software: true,
+        ..DebugControl::default()
+    };
+    match scratch.vcpu.debug() {
+        Some(debug) => debug.control(&control)?,
+        None => return Ok(false),
+    }
+    loop {
+        match scratch.vcpu.run()? {
+            Exit::Interrupted => {}
+            // Without a table of handlers, an exception that the guest gets is a triple fault.
+            exit => return Ok(matches!(exit, Exit::Debug(_))),
+        }
+    }
+}
+
 /// Runs a few thousand ring-0 instructions in a scratch VM and times them, millions where they are fast: some
 /// milliseconds in all on hardware, 30 or so under emulation.
 pub fn measure_guest_kernel(kvm: &Kvm) -> Result<GuestKernelSpeed, ProbeError> {
     const FEW: u32 = 100;
     const MANY: u32 = 2_100;
     const NATIVE_MANY: u32 = 1_000_100;
-    let extents = vec![Extent {
-        base: GuestAddress(0),
-        len: 0x5000,
-    }];
-    let mut memory = Memory::allocate(&RamConfig {
-        extents,
-        ..RamConfig::default()
-    })?;
-    let vm = kvm.create_vm(Topology::flat(1))?;
-    memory.subscribe(vm.ram_observer())?;
-    vm.power_interrupts(24)?;
-    let mut vcpu = vm.create_vcpu(0)?;
-    for (at, entry) in page_tables() {
-        memory
-            .space()
-            .view()
-            .write_obj(entry, GuestAddress(at))
-            .map_err(|e| ProbeError::Unexpected(e.to_string()))?;
-    }
+    let Scratch {
+        mut vcpu,
+        memory,
+        vm: _vm,
+    } = Scratch::new(kvm)?;
     let mut best = |count| -> Result<Duration, ProbeError> {
         let mut best = Duration::MAX;
         for _ in 0..3 {

@@ -6,7 +6,8 @@
 use crate::Kvm;
 use nyx_device::{Doorbell, Msi, RegionId, Space};
 use nyx_hypervisor::{
-    Broken, Direction, EntryState, Exit, Hypervisor, Segment, Topology, Vcpu, Vm,
+    Activity, Broken, DebugControl, DebugStop, Direction, EntryState, Exit, HardwareBreakpoint,
+    Hypervisor, Registers, Segment, Topology, Vcpu, Vm, WatchAccess,
 };
 use nyx_memory::{Extent, Memory, RamConfig};
 use nyx_reactor::EventFd;
@@ -1075,4 +1076,172 @@ fn this_hosts_cpuid_makes_a_table_that_kvm_takes() {
         .find(|e| e.function == 0x8000_0002)
         .unwrap();
     assert_eq!(leaf(0x8000_0002).eax, host.eax, "the brand string is kept");
+}
+
+// Under a debugger -----------------------------------------------------------------------------
+
+/// Runs to the next debug stop; anything else but an interruption is a failure.
+fn next_stop(cpu: &mut dyn Vcpu) -> DebugStop {
+    loop {
+        match cpu.run().unwrap() {
+            Exit::Debug(stop) => return stop,
+            Exit::Interrupted => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Code of a few instructions whose addresses are known.
+const STEPS: [u8; 14] = [
+    0xb0, 0x01, // 0x1000: mov al, 1
+    0xa2, 0x00, 0x20, // 0x1002: mov [0x2000], al
+    0x90, // 0x1005: nop
+    0xcc, // 0x1006: int3
+    0xa0, 0x00, 0x20, // 0x1007: mov al, [0x2000]
+    0xe6, 0x80, // 0x100a: out 0x80, al
+    0xeb, 0xfe, // 0x100c: jmp .
+];
+
+#[test]
+fn registers_of_a_debugged_vcpu_are_read_and_written() {
+    let machine = Machine::new(1);
+    let mut cpu = machine.cpu(0, &STEPS);
+    let debug = cpu.debug().unwrap();
+    let before = debug.registers().unwrap();
+    assert_eq!((before.rip, before.rsp), (CODE, STACK));
+    assert_eq!(before.cs.limit, 0xffff);
+    let wanted = Registers {
+        rax: 0x1122_3344_5566_7788,
+        r15: 9,
+        cr2: 0xdead,
+        fs: Segment {
+            base: 0x1230,
+            selector: 0x123,
+            ..before.fs
+        },
+        ..before
+    };
+    debug.set_registers(&wanted).unwrap();
+    assert_eq!(debug.registers().unwrap(), wanted);
+    assert_eq!(debug.activity().unwrap(), Activity::Running);
+
+    let mut fpu = debug.fpu().unwrap();
+    fpu.xmm[3] = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
+    fpu.st[1] = [1, 2, 3, 4, 5, 6, 7, 0x80, 0xff, 0x3f];
+    debug.set_fpu(&fpu).unwrap();
+    assert_eq!(debug.fpu().unwrap(), fpu);
+
+    const LSTAR: u32 = 0xc000_0082;
+    const NO_SUCH: u32 = 0x1234_5678;
+    assert!(debug.set_msr(LSTAR, 0xffff_8000_0000_1000));
+    assert!(!debug.set_msr(NO_SUCH, 1));
+    let read = debug.msrs(&[NO_SUCH, LSTAR, NO_SUCH]);
+    assert_eq!(read, [None, Some(0xffff_8000_0000_1000), None]);
+}
+
+#[test]
+fn a_breakpoint_instruction_stops_and_can_be_given_back() {
+    let machine = Machine::new(1);
+    let mut cpu = machine.cpu(0, &STEPS);
+    // The guest's own handler of INT3: vector 3 of the real-mode table.
+    machine.write(3 * 4, &[0x00, 0x30, 0x00, 0x00]);
+    machine.write(0x3000, &[0xe6, 0x81, 0xcf]); // out 0x81, al; iret
+    let control = DebugControl {
+        software: true,
+        ..DebugControl::default()
+    };
+    cpu.debug().unwrap().control(&control).unwrap();
+    if !cpu.debug().unwrap().stops_at_int3() {
+        // KVM's instruction emulator hands INT3 to the guest at once.
+        assert_eq!(next(cpu.as_mut()), Seen::Out(0x81, 1, vec![1]));
+        return;
+    }
+    let stop = next_stop(cpu.as_mut());
+    assert_eq!((stop.exception, stop.pc), (DebugStop::BP, 0x1006));
+    let debug = cpu.debug().unwrap();
+    assert_eq!(debug.registers().unwrap().rip, 0x1006);
+    debug.return_to_guest(&stop).unwrap();
+    assert_eq!(next(cpu.as_mut()), Seen::Out(0x81, 1, vec![1]));
+    assert_eq!(next(cpu.as_mut()), Seen::Out(0x80, 1, vec![1]));
+}
+
+#[test]
+fn single_steps_end_after_one_instruction() {
+    let machine = Machine::new(1);
+    let mut cpu = machine.cpu(0, &STEPS);
+    let control = DebugControl {
+        step: true,
+        block_interrupts: true,
+        ..DebugControl::default()
+    };
+    cpu.debug().unwrap().control(&control).unwrap();
+    for pc in [0x1002, 0x1005, 0x1006] {
+        let stop = next_stop(cpu.as_mut());
+        assert!(stop.is_step(), "{stop:?}");
+        assert_eq!(stop.pc, pc);
+    }
+}
+
+#[test]
+fn hardware_breakpoints_and_watchpoints_stop() {
+    let machine = Machine::new(1);
+    let mut cpu = machine.cpu(0, &STEPS);
+    machine.write(0x1006, &[0x90]);
+    let breakpoint = |address, access| {
+        Some(HardwareBreakpoint {
+            address,
+            len: 1,
+            access,
+        })
+    };
+    let control = DebugControl {
+        hardware: [
+            None,
+            breakpoint(0x1005, WatchAccess::Execute),
+            breakpoint(0x2000, WatchAccess::ReadWrite),
+            None,
+        ],
+        ..DebugControl::default()
+    };
+    cpu.debug().unwrap().control(&control).unwrap();
+    let mut stops = Vec::new();
+    loop {
+        match cpu.run().unwrap() {
+            Exit::Debug(stop) => {
+                stops.push((stop.pc, stop.met().collect::<Vec<_>>()));
+                // The instruction at a breakpoint would stop again.
+                let mut without = control;
+                without.hardware[1] = None;
+                cpu.debug().unwrap().control(&without).unwrap();
+            }
+            Exit::Interrupted => {}
+            Exit::Pio { .. } => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(stops.contains(&(0x1005, vec![1])), "{stops:x?}");
+}
+
+#[test]
+fn kvms_own_counts_can_be_read_while_the_vcpu_lives() {
+    let machine = Machine::new(1);
+    let mut cpu = machine.cpu(0, &[0xe6, 0x80, 0xe6, 0x80, 0xe6, 0x80]);
+    let counts = cpu.statistics().expect("Linux 5.14 and later tell them");
+    let count = |name: &str| nyx_inspect::Json::of(&*counts)[name].as_u64().unwrap();
+    assert_eq!((count("exits"), count("io_exits")), (0, 0));
+    for _ in 0..3 {
+        assert_eq!(next(cpu.as_mut()), Seen::Out(0x80, 1, vec![0]));
+    }
+    assert!(count("exits") >= 3);
+    // A KVM that cannot run real mode emulates it.
+    assert!(count("io_exits") + count("insn_emulation") >= 3);
+    let page = nyx_inspect::Prometheus::of(&*counts, &[]);
+    assert!(
+        page.contains("nyx_kvm_events_total{event=\"pio_exit\"} "),
+        "{page}"
+    );
+    assert!(
+        page.contains("# TYPE nyx_kvm_halted_seconds_total counter"),
+        "{page}"
+    );
 }

@@ -10,6 +10,7 @@ use crate::kick::Kicker;
 use crate::refused;
 use crate::run_page::RunPage;
 use crate::saved::{SavedMsr, SavedVcpu};
+use crate::stats::Statistics;
 use crate::{cpuid, cpuid::Request};
 use kvm_bindings::{
     CpuId, KVM_EXIT_MEMORY_FAULT, Msrs, kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_mp_state,
@@ -17,7 +18,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use minicbor::bytes::ByteVec;
-use nyx_hypervisor::{EntryState, Exit, HvError, Kick, Segment, Topology, Vcpu};
+use nyx_hypervisor::{
+    DebugControl, EntryState, Exit, HvError, Kick, Segment, Topology, Vcpu, VcpuDebug,
+};
+use nyx_inspect::Inspect;
 use nyx_state::{Blob, PersistBlob, RestoreError, SaveError};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -55,11 +59,13 @@ enum Purpose {
 
 /// See [`Vcpu`].
 pub(crate) struct KvmVcpu {
-    fd: VcpuFd,
+    pub(crate) fd: VcpuFd,
     page: RunPage,
     kicker: Arc<Kicker>,
-    host: Arc<Host>,
+    pub(crate) host: Arc<Host>,
     power_on: SavedVcpu,
+    /// When it stops for a debugger.
+    pub(crate) debug_control: DebugControl,
 }
 
 impl KvmVcpu {
@@ -111,6 +117,7 @@ impl KvmVcpu {
             kicker,
             host,
             power_on,
+            debug_control: DebugControl::default(),
         })
     }
 
@@ -171,6 +178,12 @@ impl Vcpu for KvmVcpu {
             source,
         })?;
         Ok(self.kicker.clone())
+    }
+
+    fn statistics(&mut self) -> Option<Box<dyn Inspect + Send + Sync>> {
+        // A kernel without them (before Linux 5.14) refuses.
+        let statistics = Statistics::open(borrowed(&self.fd)).ok()?;
+        Some(Box::new(statistics))
     }
 
     fn set_entry(&mut self, entry: &EntryState) -> Result<(), HvError> {
@@ -237,6 +250,10 @@ impl Vcpu for KvmVcpu {
     fn program_counter(&mut self) -> Result<u64, HvError> {
         Ok(self.fd.get_regs().map_err(refused("KVM_GET_REGS"))?.rip)
     }
+
+    fn debug(&mut self) -> Option<&mut dyn VcpuDebug> {
+        (self.host.capabilities.guest_debug != 0).then_some(self)
+    }
 }
 
 impl Drop for KvmVcpu {
@@ -245,7 +262,7 @@ impl Drop for KvmVcpu {
     }
 }
 
-fn segment(s: Segment) -> kvm_segment {
+pub(crate) fn segment(s: Segment) -> kvm_segment {
     kvm_segment {
         base: s.base,
         limit: s.limit,
@@ -305,7 +322,7 @@ fn initialize_lapic(fd: &VcpuFd, boot_processor: bool) -> Result<(), HvError> {
 }
 
 /// Reads those of `indices` that can be read.
-fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Vec<SavedMsr> {
+pub(crate) fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Vec<SavedMsr> {
     let mut read = Vec::with_capacity(indices.len());
     let mut rest = indices;
     while !rest.is_empty() {
@@ -337,7 +354,7 @@ fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Vec<SavedMsr> {
 }
 
 /// Writes `msrs` in order and returns those that were refused.
-fn write_msrs(fd: &VcpuFd, msrs: &[SavedMsr]) -> Vec<SavedMsr> {
+pub(crate) fn write_msrs(fd: &VcpuFd, msrs: &[SavedMsr]) -> Vec<SavedMsr> {
     let mut refused = Vec::new();
     let mut rest = msrs;
     while !rest.is_empty() {
@@ -389,13 +406,13 @@ impl nyx_state::Persist for State<'_> {
     }
 }
 
-fn borrowed(fd: &VcpuFd) -> BorrowedFd<'_> {
+pub(crate) fn borrowed(fd: &VcpuFd) -> BorrowedFd<'_> {
     // SAFETY: the descriptor is open for as long as `fd` is borrowed.
     unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }
 
 /// Words of the FPU area that the kernel transfers.
-fn xsave_words(host: &Host) -> usize {
+pub(crate) fn xsave_words(host: &Host) -> usize {
     ioctl::XSAVE_LEGACY
         .max(host.capabilities.xsave2 as usize)
         .div_ceil(8)

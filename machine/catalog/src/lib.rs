@@ -1,6 +1,7 @@
 //! The list of device and backend kinds: the one place that names them all.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod tail;
 
 use nyx_char::OnEscape;
@@ -8,12 +9,13 @@ use nyx_chipset as chipset;
 use nyx_device::{
     AnyKind, BackendOpener, BackendSpec, BlockBackend, BoxError, CharBackend, Erased, NetBackend,
 };
-use nyx_pci_host::{HostBridge, PciHost};
+use nyx_pci_host::{HostBridge, PciHost, PciHotplug};
 use nyx_virtio::Virtio;
 use nyx_virtio_devices as virtio;
 
+pub use attach::{Attachment, Console, Consoles};
 pub use nyx_char::Escape;
-pub use tail::ConsoleTail;
+pub use tail::{ConsoleTail, Listener};
 
 /// Every device kind.
 pub const KINDS: &[&dyn AnyKind] = &[
@@ -28,6 +30,7 @@ pub const KINDS: &[&dyn AnyKind] = &[
     &Erased::<chipset::Serial>::new(),
     &Erased::<PciHost>::new(),
     &Erased::<HostBridge>::new(),
+    &Erased::<PciHotplug>::new(),
     &Erased::<Virtio<virtio::BlkKind>>::new(),
     &Erased::<Virtio<virtio::ConsoleKind>>::new(),
     &Erased::<Virtio<virtio::NetKind>>::new(),
@@ -35,13 +38,15 @@ pub const KINDS: &[&dyn AnyKind] = &[
     &Erased::<Virtio<virtio::VsockKind>>::new(),
 ];
 
-/// Opens backends by kind.
-#[derive(Default)]
+/// Opens backends by kind. Cloning gives another handle of the same.
+#[derive(Clone, Default)]
 pub struct Backends {
     /// Hears escapes typed on a terminal console.
     pub on_escape: Option<OnEscape>,
     /// Remembers the last output of the consoles.
     pub tail: ConsoleTail,
+    /// The consoles, for those who join them later.
+    pub consoles: Consoles,
 }
 
 impl BackendOpener for Backends {
@@ -51,11 +56,13 @@ impl BackendOpener for Backends {
     fn net(&self, spec: &BackendSpec) -> Result<Box<dyn NetBackend>, BoxError> {
         Ok(nyx_net::open(spec)?)
     }
-    fn char(&self, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
+    fn char(&self, name: &str, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
         let backend = nyx_char::open(spec, self.on_escape.clone())?;
-        Ok(Box::new(tail::Remembered {
+        let remembered = Box::new(tail::Remembered {
             backend,
             tail: self.tail.clone(),
-        }))
+            listener: self.tail.listener(name),
+        });
+        Ok(self.consoles.add(name, &spec.kind, remembered))
     }
 }

@@ -1,18 +1,19 @@
 //! From a plan to a machine.
 
-use crate::fabric::Fabric;
+use crate::fabric::{Connections, Fabric};
 use crate::graph::UnitGraph;
+use crate::hotplug::Moves;
 use crate::machine::Machine;
 use crate::vcpu::{Surroundings, VcpuSet, VcpuSink};
 use nyx_device::{
-    AnyKind, BackendOpener, BoxError, Conflict, Device, Extensions, FaultPort, FaultSink,
-    GenerationChange, IoapicRoutePort, Placement, PowerButton, PowerPort, PowerSink, RegionId,
-    Slot, Space, Threads, VmClock, Waker, Wiring,
+    AnyKind, AnyUnit, BackendOpener, BoxError, Conflict, Device, EjectionSink, Extensions,
+    FaultPort, FaultSink, GeneralEvents, GenerationChange, IoapicRoutePort, PciSlots, Placement,
+    PowerButton, PowerPort, PowerSink, RegionId, Slot, Space, Threads, VmClock, Waker, Wiring,
 };
 use nyx_hypervisor::{HvError, Hypervisor, Topology, Vm};
 use nyx_memory::{AllocateError, Extent, HugePages, Memory, RamConfig, RamSharing};
 use nyx_pci::{AddressSpaces, Function, Port};
-use nyx_plan::MachinePlan;
+use nyx_plan::{MachinePlan, slot_of};
 use nyx_spec::HugePageSize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Ports<'p> {
     pub power: Arc<dyn PowerSink>,
     /// Takes vCPU events.
     pub vcpus: Arc<dyn VcpuSink>,
+    /// Hears that the guest ejected devices.
+    pub hotplug: Arc<dyn EjectionSink>,
     /// Opens backends.
     pub backends: &'p dyn BackendOpener,
 }
@@ -76,42 +79,40 @@ impl Machine {
         // Memory slots come before the interrupt controllers: afterwards each costs milliseconds.
         memory.subscribe(vm.ram_observer())?;
         vm.power_interrupts(IOAPIC_PINS)?;
-        let mut assembly = Assembly {
-            fabric: Fabric::default(),
-            units: UnitGraph::default(),
-            extensions: Extensions::default(),
-            clock: VmClock::new(),
+        let (mut fabric, mut units) = (Fabric::default(), UnitGraph::default());
+        let clock = VmClock::new();
+        let routes = vm.ioapic_routes();
+        let events = Arc::new(GeneralEvents::default());
+        let slots = Arc::new(PciSlots::new(events.clone(), ports.hotplug.clone()));
+        let mut extensions = Extensions::default();
+        extensions.offer(fabric.topology.clone());
+        extensions.offer(Arc::new(IoapicRoutePort(Box::new(move |table| {
+            routes.set(table)
+        }))));
+        extensions.offer(Arc::new(PowerButton::default()));
+        extensions.offer(Arc::new(GenerationChange::default()));
+        extensions.offer(events);
+        extensions.offer(slots.clone());
+        let mut site = Site {
+            fabric: &mut fabric,
+            units: &mut units,
+            extensions: &extensions,
+            clock: &clock,
             memory: &memory,
             vm: &*vm,
             catalog,
             ports,
         };
-        let routes = vm.ioapic_routes();
-        assembly.extensions.offer(assembly.fabric.topology.clone());
-        assembly
-            .extensions
-            .offer(Arc::new(IoapicRoutePort(Box::new(move |table| {
-                routes.set(table)
-            }))));
-        assembly.extensions.offer(Arc::new(PowerButton::default()));
-        assembly
-            .extensions
-            .offer(Arc::new(GenerationChange::default()));
         for placement in &plan.placements {
-            assembly
-                .build(placement)
+            site.build(placement, Arrival::AtStart)
                 .map_err(|source| AssembleError::Device {
                     unit: placement.name.clone(),
                     source,
                 })?;
+            if let Some(slot) = slot_of(placement) {
+                slots.occupied_at_start(slot);
+            }
         }
-        let Assembly {
-            fabric,
-            units,
-            extensions,
-            clock,
-            ..
-        } = assembly;
         let mut vcpus = VcpuSet::default();
         for cpu in &plan.cpus {
             let around = Surroundings {
@@ -131,6 +132,7 @@ impl Machine {
             memory,
             vm,
             plan,
+            moves: Moves::new(slots),
             running: false,
         })
     }
@@ -159,19 +161,35 @@ fn ram_config(plan: &MachinePlan) -> RamConfig {
     }
 }
 
-struct Assembly<'a> {
-    fabric: Fabric,
-    units: UnitGraph,
-    extensions: Extensions,
-    clock: VmClock,
-    memory: &'a Memory,
-    vm: &'a dyn Vm,
-    catalog: &'a [&'a dyn AnyKind],
-    ports: &'a Ports<'a>,
+/// When a device comes to its machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// Before the guest.
+    AtStart,
+    /// While there is a guest, perhaps a running one.
+    Later { running: bool },
 }
 
-impl Assembly<'_> {
-    fn build(&mut self, placement: &Placement) -> Result<(), BoxError> {
+/// Where devices are built: the parts of a machine that they are connected to.
+pub(crate) struct Site<'a> {
+    pub(crate) fabric: &'a mut Fabric,
+    pub(crate) units: &'a mut UnitGraph,
+    pub(crate) extensions: &'a Extensions,
+    pub(crate) clock: &'a VmClock,
+    pub(crate) memory: &'a Memory,
+    pub(crate) vm: &'a dyn Vm,
+    pub(crate) catalog: &'a [&'a dyn AnyKind],
+    pub(crate) ports: &'a Ports<'a>,
+}
+
+impl Site<'_> {
+    /// Builds the device that `placement` plans, connects it and adds it to the units. Whatever fails,
+    /// nothing of it stays.
+    pub(crate) fn build(
+        &mut self,
+        placement: &Placement,
+        arrival: Arrival,
+    ) -> Result<(), BoxError> {
         let kind = self
             .catalog
             .iter()
@@ -205,34 +223,46 @@ impl Assembly<'_> {
             faults: faults.clone(),
             backends: self.ports.backends,
             doorbells: self.vm.doorbells(),
-            extensions: &self.extensions,
+            extensions: self.extensions,
         };
         let device = kind.build(&mut wiring)?;
         match port {
-            Some(port) => self.plug_function(placement, device, port, faults, &waker),
+            Some(port) => {
+                let doorbells = self.vm.doorbells();
+                let spaces = AddressSpaces {
+                    pio: self.fabric.pio.clone(),
+                    mmio: self.fabric.mmio.clone(),
+                };
+                let function = Function::new(placement, device, port, spaces, doorbells)?;
+                self.plug_function(function, faults, &waker, arrival)
+            }
             None => self.plug(placement, device, faults, &waker),
         }
     }
 
     fn plug_function(
         &mut self,
-        placement: &Placement,
-        device: Box<dyn Device>,
-        port: Arc<Port>,
+        function: Function,
         faults: FaultPort,
         waker: &Waker,
+        arrival: Arrival,
     ) -> Result<(), BoxError> {
-        let spaces = AddressSpaces {
-            pio: self.fabric.pio.clone(),
-            mmio: self.fabric.mmio.clone(),
-        };
-        let function = Function::new(placement, device, port, spaces, self.vm.doorbells())?;
         let bdf = function.bdf();
-        let slot = function.plug(faults);
+        let slot = match arrival {
+            Arrival::AtStart => function.plug(faults),
+            Arrival::Later { .. } => function.hot_plugged().plug(faults),
+        };
         waker.bind(&slot);
-        self.fabric
-            .attachments
-            .push(self.fabric.topology.attach(bdf, slot.clone())?);
+        // A device of a running machine runs before anybody can reach it.
+        if arrival == (Arrival::Later { running: true }) {
+            AnyUnit::start(&*slot);
+        }
+        let attachment = self.fabric.topology.attach(bdf, slot.clone())?;
+        let connections = Connections {
+            attachment: Some(attachment),
+            ..Connections::default()
+        };
+        self.fabric.connect(slot.name().clone(), connections);
         self.units.add(slot.name().clone(), RANK_DEVICE, slot);
         Ok(())
     }
@@ -248,6 +278,7 @@ impl Assembly<'_> {
         let bells = device.doorbells();
         let slot: Arc<Slot<dyn Device>> = Slot::new(faults, device);
         waker.bind(&slot);
+        let mut connections = Connections::default();
         for window in &placement.demand.windows {
             let base = placement
                 .windows
@@ -259,9 +290,9 @@ impl Assembly<'_> {
                 Space::Mmio => &self.fabric.mmio,
             };
             let mapping = bus.map(base, window.len, RegionId(window.region), slot.clone());
-            self.fabric
-                .keep(mapping)
-                .map_err(|e: Conflict| e.to_string())?;
+            connections
+                .mappings
+                .push(mapping.map_err(|e: Conflict| e.to_string())?);
             for bell in bells.iter().filter(|b| b.region.0 == window.region) {
                 // Without the shortcut a ring is an ordinary access; nothing is lost.
                 if let Ok(binding) =
@@ -269,10 +300,11 @@ impl Assembly<'_> {
                         .doorbells()
                         .bind(window.space, base + bell.offset, bell)
                 {
-                    self.fabric.bindings.push(binding);
+                    connections.bindings.push(binding);
                 }
             }
         }
+        self.fabric.connect(slot.name().clone(), connections);
         let rank = if is_controller {
             RANK_CONTROLLER
         } else {

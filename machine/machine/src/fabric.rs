@@ -1,7 +1,6 @@
 //! What connects units: address spaces, interrupt wires, PCI topology.
 
-use nyx_device::{Bus, Conflict, Device, DoorbellBinding, IrqLine, Mapping, Slot};
-use nyx_inspect::{Inspect, Leaf, Visitor};
+use nyx_device::{Bus, Device, DoorbellBinding, IrqLine, Mapping, Slot, UnitName};
 use nyx_pci::{Attachment, Topology};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -19,8 +18,15 @@ pub(crate) struct Fabric {
     /// One wire for each interrupt in use; devices hold shares.
     wires: BTreeMap<u32, IrqLine>,
     pub(crate) topology: Arc<Topology>,
-    /// Kept for as long as the machine: windows, PCI attachments and doorbells by unit.
-    pub(crate) attachments: Vec<Attachment>,
+    /// What connects each unit, kept for as long as the unit is part of the machine.
+    connections: BTreeMap<UnitName, Connections>,
+}
+
+/// What makes a unit reachable. Dropping it makes it unreachable.
+#[derive(Default)]
+pub(crate) struct Connections {
+    #[expect(dead_code, reason = "dropping it is what it is for")]
+    pub(crate) attachment: Option<Attachment>,
     pub(crate) mappings: Vec<Mapping>,
     pub(crate) bindings: Vec<Box<dyn DoorbellBinding>>,
 }
@@ -36,23 +42,12 @@ impl Fabric {
         Some(wire.share())
     }
 
-    pub(crate) fn keep(&mut self, mapping: Result<Mapping, Conflict>) -> Result<(), Conflict> {
-        self.mappings.push(mapping?);
-        Ok(())
+    pub(crate) fn connect(&mut self, unit: UnitName, connections: Connections) {
+        self.connections.insert(unit, connections);
     }
-}
 
-impl Inspect for Fabric {
-    fn inspect(&self, v: &mut dyn Visitor) {
-        struct Windows<'a>(&'a Bus);
-        impl Inspect for Windows<'_> {
-            fn inspect(&self, v: &mut dyn Visitor) {
-                for (base, last, owner) in self.0.windows() {
-                    v.leaf(&format!("{base:#x}-{last:#x}"), Leaf::Text(owner));
-                }
-            }
-        }
-        v.child("ports", &Windows(&self.pio));
-        v.child("memory", &Windows(&self.mmio));
+    /// Makes `unit` unreachable, but for what its PCI function maps itself.
+    pub(crate) fn disconnect(&mut self, unit: &str) {
+        self.connections.remove(unit);
     }
 }

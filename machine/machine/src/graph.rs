@@ -1,7 +1,6 @@
 //! All units of a machine, and the proof that they are at rest.
 
 use nyx_device::{AnyUnit, Drain, ResetKind, Stuck, UnitName};
-use nyx_inspect::{Inspect, Visitor};
 use nyx_state::{Blob, RestoreError, SaveError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +40,17 @@ impl UnitGraph {
     /// The unit called `name`.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn AnyUnit>> {
         self.units.get(name).map(|(_, unit)| unit)
+    }
+
+    /// Takes a unit out; it is not stopped.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Arc<dyn AnyUnit>> {
+        self.units.remove(name).map(|(_, unit)| unit)
+    }
+
+    /// Every unit, by name.
+    pub fn all(&self) -> BTreeMap<UnitName, Arc<dyn AnyUnit>> {
+        let unit = |(name, (_, unit)): (&UnitName, &(u32, Arc<dyn AnyUnit>))| (name.clone(), unit.clone());
+        self.units.iter().map(unit).collect()
     }
 
     /// Starts every unit, those nearest to the CPUs first.
@@ -159,20 +169,6 @@ impl Drop for Quiesced<'_> {
     fn drop(&mut self) {
         if self.resume {
             self.graph.start();
-        }
-    }
-}
-
-impl Inspect for UnitGraph {
-    fn inspect(&self, v: &mut dyn Visitor) {
-        struct Node<'a>(&'a dyn AnyUnit);
-        impl Inspect for Node<'_> {
-            fn inspect(&self, v: &mut dyn Visitor) {
-                self.0.describe(v);
-            }
-        }
-        for (name, (_, unit)) in &self.units {
-            v.child(name, &Node(&**unit));
         }
     }
 }

@@ -1,8 +1,11 @@
 //! A machine: what it is made of, and its transitions.
 
+use crate::debug::DebugPort;
 use crate::fabric::Fabric;
 use crate::graph::{Quiesced, StuckUnits, UnitGraph};
+use crate::hotplug::Moves;
 use crate::vcpu::VcpuSet;
+use crate::view::View;
 use nyx_device::{AnyUnit, Extensions, ResetKind, UnitName, VmClock};
 use nyx_hypervisor::{EntryState, Vm};
 use nyx_inspect::{Inspect, Visitor};
@@ -26,6 +29,7 @@ pub struct Machine {
     pub(crate) memory: Memory,
     pub(crate) vm: Box<dyn Vm>,
     pub(crate) plan: MachinePlan,
+    pub(crate) moves: Moves,
     pub(crate) running: bool,
 }
 
@@ -44,6 +48,11 @@ impl Machine {
         self.memory.space()
     }
 
+    /// A debugger's way to vCPUs and memory.
+    pub fn debug_port(&self) -> DebugPort {
+        DebugPort::new(self.vcpus.reins(), self.memory.space())
+    }
+
     /// The unit called `name`.
     pub fn unit(&self, name: &str) -> Option<&Arc<dyn AnyUnit>> {
         self.units.get(name)
@@ -52,6 +61,21 @@ impl Machine {
     /// Handles that device kinds offered to the outside, by type: a power button.
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
+    }
+
+    /// What can be seen of it, now and later, without it.
+    pub fn view(&self) -> View {
+        View {
+            vcpus: self.vcpus.counters(),
+            units: self.units.all(),
+            ports: self.fabric.pio.clone(),
+            memory: self.fabric.mmio.clone(),
+        }
+    }
+
+    /// Guest time.
+    pub fn clock(&self) -> VmClock {
+        self.clock.clone()
     }
 
     /// Whether vCPUs may run.
@@ -83,6 +107,7 @@ impl Machine {
             self.vcpus.rest(deadline);
         }
         self.units.finish(deadline);
+        self.vcpus.farewell();
     }
 
     /// Injects an NMI into vCPU 0.
@@ -173,6 +198,7 @@ impl QuiescedMachine<'_> {
         &mut self,
         blobs: BTreeMap<UnitName, Blob>,
     ) -> Result<(), (UnitName, RestoreError)> {
+        self.machine.forget_requests();
         let applied = self.apply(blobs);
         self.resume &= applied.is_ok();
         applied
@@ -214,7 +240,8 @@ impl QuiescedMachine<'_> {
         self.units().restore(blobs)
     }
 
-    /// Resets units and vCPUs. Memory keeps its content. A machine that was reset in part is left
+    /// Resets units and vCPUs. Memory keeps its content. Removals under way are completed, see
+    /// [`Machine::take_departed`]. A machine that was reset in part is left
     /// at rest.
     pub fn reset(&mut self, kind: ResetKind) -> Result<(), String> {
         let done = self.reset_all(kind);
@@ -223,6 +250,7 @@ impl QuiescedMachine<'_> {
     }
 
     fn reset_all(&mut self, kind: ResetKind) -> Result<(), String> {
+        self.machine.complete_removals();
         self.units().reset(kind);
         for index in 0..self.machine.vcpus.len() {
             self.machine
@@ -252,8 +280,6 @@ impl Drop for Machine {
 
 impl Inspect for Machine {
     fn inspect(&self, v: &mut dyn Visitor) {
-        v.child("vcpus", &self.vcpus);
-        v.child("units", &self.units);
-        v.child("fabric", &self.fabric);
+        self.view().inspect(v);
     }
 }

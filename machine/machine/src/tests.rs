@@ -1,5 +1,7 @@
 //! A machine on a scripted hypervisor: dispatch, rest, faults, save and restore.
 
+mod hotplug;
+
 use crate::{Machine, Ports, VcpuEvent, VcpuSink};
 use nyx_device::{
     AccessResult, AnyKind, Attach, BackendOpener, BackendSpec, BadAccess, BlockBackend, BoxError,
@@ -331,7 +333,7 @@ impl BackendOpener for Backends {
     fn net(&self, _: &BackendSpec) -> Result<Box<dyn NetBackend>, BoxError> {
         Err("none".into())
     }
-    fn char(&self, _: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
+    fn char(&self, _: &str, _: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
         Err("none".into())
     }
 }
@@ -340,6 +342,7 @@ impl BackendOpener for Backends {
 struct Heard(
     Mutex<Vec<Fault>>,
     Mutex<Option<std::sync::mpsc::Sender<VcpuEvent>>>,
+    std::sync::atomic::AtomicUsize,
 );
 impl FaultSink for Heard {
     fn fault(&self, fault: Fault) {
@@ -431,6 +434,7 @@ fn assemble(placements: Vec<Placement>) -> Result<Bench, crate::AssembleError> {
         faults: heard.clone(),
         power: heard.clone(),
         vcpus: heard.clone(),
+        hotplug: heard.clone(),
         backends: &Backends,
     };
     let machine = Machine::assemble(plan(placements), CATALOG, &script, &ports)?;
@@ -501,6 +505,32 @@ fn a_wire_is_shared_and_ends_of_interrupts_reach_the_controller() {
     ]);
     // One rise of the shared wire, one end of interrupt.
     assert_eq!(*bench.script.0.read.lock(), [vec![2]]);
+}
+
+#[test]
+fn exits_are_counted_by_kind_and_one_in_sixty_one_is_timed() {
+    let mut bench = bench();
+    let steps = (0..130).map(|_| Step::Out(0x100, 1, vec![8]));
+    bench.run(steps.chain([Step::Eoi(0x31)]).collect());
+    let tree = Json::of(&bench.machine);
+    let vcpu = &tree["vcpus"]["0"];
+    assert_eq!(
+        (&vcpu["exits_pio"], &vcpu["exits_eoi"]),
+        (&json!(130), &json!(1))
+    );
+    assert_eq!(vcpu["pio_time"]["count"], 2);
+    assert!(vcpu["pio_time"]["max_ns"].as_u64().unwrap() > 0);
+    assert_eq!(vcpu["mmio_time"], json!({"count": 0}));
+    assert_eq!(tree["units"]["a"]["window_writes"], 130);
+    // The same numbers are on the metrics page, told apart by labels.
+    let page = nyx_inspect::Prometheus::of(&bench.machine, &[("vm", "m")]);
+    for line in [
+        "nyx_vcpu_exits_total{vm=\"m\",vcpu=\"0\",kind=\"pio\"} 130\n",
+        "nyx_vcpu_exit_seconds_count{vm=\"m\",vcpu=\"0\",kind=\"pio\"} 2\n",
+        "nyx_device_accesses_total{vm=\"m\",unit=\"a\",direction=\"write\"} 130\n",
+    ] {
+        assert!(page.contains(line), "{line} is not in {page}");
+    }
 }
 
 #[test]

@@ -5,11 +5,15 @@
 //! ```
 //!
 //! A running vCPU looks at its orders only when it was kicked, so the exit path carries no check.
+//!
+//! Beside its goal a vCPU may be held by a debugger: it runs only when its goal is to run and nobody
+//! holds it.
 
+use crate::debug::{DebugDesk, Holder};
 use crate::fabric::Controller;
 use nyx_device::BusView;
-use nyx_hypervisor::{Broken, Direction, Exit, HvError, Kick, SystemEvent, Vcpu};
-use nyx_inspect::{Counter, Inspect, Visitor};
+use nyx_hypervisor::{Broken, DebugStop, Direction, Exit, HvError, Kick, SystemEvent, Vcpu};
+use nyx_inspect::{Counter, Histogram, Inspect, Visitor};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -36,20 +40,114 @@ pub trait VcpuSink: Send + Sync {
     fn event(&self, vcpu: u32, event: VcpuEvent);
 }
 
-/// Exits of one vCPU that reached user space, by kind. Written by its thread only.
+/// Exits of one vCPU that reached user space, by kind. Written by its thread only, so counting one is a
+/// plain addition.
+///
+/// Times are from the return of `KVM_RUN` until the exit is served, of one exit in [`SAMPLED`]: reading
+/// the clock for every one would cost a tenth of an exit.
 #[derive(Debug, Default, Inspect)]
+#[inspect(prefix = "vcpu")]
 #[repr(align(128))]
 pub struct ExitCounters {
     /// Port accesses.
+    #[inspect(
+        metric = "exits",
+        label(kind = "pio"),
+        help = "Exits of the guest that reached the VMM, by kind."
+    )]
     pub exits_pio: Counter,
     /// Memory-mapped accesses.
+    #[inspect(
+        metric = "exits",
+        label(kind = "mmio"),
+        help = "Exits of the guest that reached the VMM, by kind."
+    )]
     pub exits_mmio: Counter,
     /// Ends of interrupts.
+    #[inspect(
+        metric = "exits",
+        label(kind = "eoi"),
+        help = "Exits of the guest that reached the VMM, by kind."
+    )]
     pub exits_eoi: Counter,
     /// Kicks and signals.
+    #[inspect(
+        metric = "exits",
+        label(kind = "interrupted"),
+        help = "Exits of the guest that reached the VMM, by kind."
+    )]
     pub exits_interrupted: Counter,
     /// Everything else.
+    #[inspect(
+        metric = "exits",
+        label(kind = "other"),
+        help = "Exits of the guest that reached the VMM, by kind."
+    )]
     pub exits_other: Counter,
+    /// Time in the VMM of port accesses.
+    #[inspect(
+        metric = "exit",
+        label(kind = "pio"),
+        help = "Time in the VMM per exit, by kind; one exit in 61 is timed."
+    )]
+    pub pio_time: Histogram,
+    /// Time in the VMM of memory-mapped accesses.
+    #[inspect(
+        metric = "exit",
+        label(kind = "mmio"),
+        help = "Time in the VMM per exit, by kind; one exit in 61 is timed."
+    )]
+    pub mmio_time: Histogram,
+    /// Time in the VMM of ends of interrupts.
+    #[inspect(
+        metric = "exit",
+        label(kind = "eoi"),
+        help = "Time in the VMM per exit, by kind; one exit in 61 is timed."
+    )]
+    pub eoi_time: Histogram,
+    /// Time in the VMM of everything else.
+    #[inspect(
+        metric = "exit",
+        label(kind = "other"),
+        help = "Time in the VMM per exit, by kind; one exit in 61 is timed."
+    )]
+    pub other_time: Histogram,
+    /// What the hypervisor counts by itself.
+    pub hypervisor: HypervisorCounts,
+}
+
+/// What a hypervisor counts of a vCPU, for as long as the vCPU lives.
+#[derive(Default)]
+pub struct HypervisorCounts(Mutex<Option<Box<dyn Inspect + Send + Sync>>>);
+
+impl std::fmt::Debug for HypervisorCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HypervisorCounts")
+    }
+}
+
+impl Inspect for HypervisorCounts {
+    fn inspect(&self, v: &mut dyn Visitor) {
+        if let Some(counts) = &*self.0.lock() {
+            counts.inspect(v);
+        }
+    }
+}
+
+/// One exit in so many is timed. A prime, so that a guest's loop of a few accesses does not put the same
+/// one under the clock each time.
+const SAMPLED: u32 = 61;
+
+impl ExitCounters {
+    /// The times of exits like `exit`.
+    fn times(&self, exit: &Exit<'_>) -> &Histogram {
+        match exit {
+            Exit::Pio { .. } => &self.pio_time,
+            Exit::Mmio { .. } => &self.mmio_time,
+            Exit::EndOfInterrupt { .. } => &self.eoi_time,
+            _ => &self.other_time,
+        }
+    }
 }
 
 type Job = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
@@ -64,14 +162,96 @@ enum Goal {
 
 struct Orders {
     goal: Goal,
+    /// Who keeps it from running all the same: see [`Holder`].
+    held: [bool; 2],
     jobs: Vec<Job>,
     /// The thread rests: registers are at an instruction boundary.
     resting: bool,
 }
 
+impl Orders {
+    fn may_run(&self) -> bool {
+        self.goal == Goal::Run && self.held == [false; 2]
+    }
+
+    /// After a change for the freer: a vCPU that may run does not count as resting from here on.
+    fn loosened(&mut self) {
+        if self.may_run() {
+            self.resting = false;
+        }
+    }
+}
+
 struct Shared {
     orders: Mutex<Orders>,
     changed: Condvar,
+}
+
+/// A vCPU's orders from outside its thread.
+#[derive(Clone)]
+pub(crate) struct Reins {
+    shared: Arc<Shared>,
+    kick: Arc<dyn Kick>,
+}
+
+impl Reins {
+    /// Keeps the vCPU from running; it rests soon.
+    pub(crate) fn hold(&self, holder: Holder) {
+        let mut orders = self.shared.orders.lock();
+        orders.held[holder as usize] = true;
+        let resting = orders.resting;
+        drop(orders);
+        if !resting {
+            self.kick.kick();
+        }
+    }
+
+    /// Takes [`Reins::hold`] back.
+    pub(crate) fn release(&self, holder: Holder) {
+        let mut orders = self.shared.orders.lock();
+        orders.held[holder as usize] = false;
+        orders.loosened();
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until the vCPU rests; `false` if it does not by `deadline`.
+    pub(crate) fn wait_resting(&self, deadline: Instant) -> bool {
+        let mut orders = self.shared.orders.lock();
+        while !orders.resting {
+            let wait = self.shared.changed.wait_until(&mut orders, deadline);
+            if wait.timed_out() {
+                return orders.resting;
+            }
+        }
+        true
+    }
+
+    /// Runs `job` on the vCPU's own thread at an instruction boundary and returns its result: at
+    /// once if it rests, between two instructions if it runs. `None` when the vCPU has ended or does
+    /// not answer by `deadline`.
+    pub(crate) fn ask<R: Send + 'static>(
+        &self,
+        deadline: Instant,
+        job: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (tell, told) = channel();
+        let mut orders = self.shared.orders.lock();
+        if orders.goal == Goal::End {
+            return None;
+        }
+        orders.jobs.push(Box::new(move |vcpu| {
+            // The asker waits; if it is gone, so is the interest in the result.
+            let _ = tell.send(job(vcpu));
+        }));
+        let resting = orders.resting;
+        self.shared.changed.notify_all();
+        drop(orders);
+        if !resting {
+            self.kick.kick();
+        }
+        told.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            .ok()
+    }
 }
 
 struct Seat {
@@ -85,6 +265,7 @@ struct Seat {
 #[derive(Default)]
 pub struct VcpuSet {
     seats: Vec<Seat>,
+    desk: Arc<DebugDesk>,
 }
 
 /// Where a vCPU's accesses go.
@@ -106,6 +287,7 @@ impl VcpuSet {
         let shared = Arc::new(Shared {
             orders: Mutex::new(Orders {
                 goal: Goal::Rest,
+                held: [false; 2],
                 jobs: Vec::new(),
                 resting: true,
             }),
@@ -119,6 +301,8 @@ impl VcpuSet {
             around,
             shared: shared.clone(),
             counters: counters.clone(),
+            until_timed: SAMPLED,
+            desk: self.desk.clone(),
         };
         let name = format!("vcpu{index}");
         let handle = std::thread::Builder::new()
@@ -143,18 +327,36 @@ impl VcpuSet {
         self.seats.len()
     }
 
+    /// Each vCPU's counters.
+    pub(crate) fn counters(&self) -> Vec<Arc<ExitCounters>> {
+        self.seats
+            .iter()
+            .map(|seat| seat.counters.clone())
+            .collect()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.seats.is_empty()
     }
 
-    /// Lets every vCPU run.
+    /// What a debugger reaches the vCPUs by.
+    pub(crate) fn reins(&self) -> (Arc<[Reins]>, Arc<DebugDesk>) {
+        let reins = self.seats.iter().map(|seat| Reins {
+            shared: seat.shared.clone(),
+            kick: seat.kick.clone(),
+        });
+        (reins.collect(), self.desk.clone())
+    }
+
+    /// Lets every vCPU run that no debugger holds.
     pub(crate) fn run(&self) {
+        self.desk.starting();
         for seat in &self.seats {
             let mut orders = seat.shared.orders.lock();
             if orders.goal != Goal::End {
                 orders.goal = Goal::Run;
-                orders.resting = false;
+                orders.loosened();
                 seat.shared.changed.notify_all();
             }
         }
@@ -224,8 +426,14 @@ impl VcpuSet {
         }
     }
 
+    /// Tells a debugger that the machine is at its end.
+    pub(crate) fn farewell(&self) {
+        self.desk.ended();
+    }
+
     /// Ends every thread.
     pub(crate) fn end(&mut self) {
+        self.desk.ended();
         for seat in &self.seats {
             seat.shared.orders.lock().goal = Goal::End;
             seat.shared.changed.notify_all();
@@ -245,23 +453,18 @@ impl Drop for VcpuSet {
     }
 }
 
-impl Inspect for VcpuSet {
-    fn inspect(&self, v: &mut dyn Visitor) {
-        for (index, seat) in self.seats.iter().enumerate() {
-            v.child(&index.to_string(), &*seat.counters);
-        }
-    }
-}
-
 /// Leaves the seat in order when the thread ends, by a panic too: nobody waits for it in vain.
 struct Farewell {
     shared: Arc<Shared>,
     sink: Arc<dyn VcpuSink>,
     index: u32,
+    counters: Arc<ExitCounters>,
 }
 
 impl Drop for Farewell {
     fn drop(&mut self) {
+        // The hypervisor's counts must not outlive the vCPU, and the counters may.
+        drop(self.counters.hypervisor.0.lock().take());
         let mut orders = self.shared.orders.lock();
         orders.goal = Goal::End;
         orders.resting = true;
@@ -283,6 +486,17 @@ struct Thread {
     around: Surroundings,
     shared: Arc<Shared>,
     counters: Arc<ExitCounters>,
+    /// Exits until the next one is timed.
+    until_timed: u32,
+    desk: Arc<DebugDesk>,
+}
+
+/// Why a vCPU leaves its loop.
+enum Leave {
+    /// It cannot go on.
+    Event(VcpuEvent),
+    /// It came to something that its debugger waits for.
+    Debug(DebugStop),
 }
 
 impl Thread {
@@ -296,7 +510,9 @@ impl Thread {
             shared: self.shared.clone(),
             sink: self.around.sink.clone(),
             index: self.index,
+            counters: self.counters.clone(),
         };
+        *self.counters.hypervisor.0.lock() = self.vcpu.statistics();
         while self.resting() {
             self.running();
         }
@@ -315,8 +531,8 @@ impl Thread {
             }
             match orders.goal {
                 Goal::End => return false,
-                Goal::Run => return true,
-                Goal::Rest => {
+                Goal::Run if orders.may_run() => return true,
+                Goal::Run | Goal::Rest => {
                     orders.resting = true;
                     self.shared.changed.notify_all();
                     self.shared.changed.wait(&mut orders);
@@ -328,19 +544,46 @@ impl Thread {
     /// Runs the guest until told to rest or until it cannot go on.
     fn running(&mut self) {
         loop {
-            let event = match self.vcpu.run() {
+            let leave = match self.vcpu.run() {
                 Ok(Exit::Interrupted) => {
-                    self.counters.exits_interrupted.inc();
+                    self.counters.exits_interrupted.bump();
                     if self.has_orders() {
                         break self.settle();
                     }
                     None
                 }
-                Ok(exit) => serve(exit, &mut self.around, &self.counters),
-                Err(e) => Some(VcpuEvent::Failed(e.to_string())),
+                Ok(exit) => {
+                    self.until_timed -= 1;
+                    if self.until_timed == 0 {
+                        self.until_timed = SAMPLED;
+                        timed(exit, &mut self.around, &self.counters)
+                    } else {
+                        serve(exit, &mut self.around, &self.counters)
+                    }
+                }
+                Err(e) => Some(Leave::Event(VcpuEvent::Failed(e.to_string()))),
             };
-            if let Some(event) = event {
-                break self.gives_up(event);
+            if let Some(leave) = leave
+                && self.leaves(leave)
+            {
+                break;
+            }
+        }
+    }
+
+    /// Whether it is to rest now.
+    #[cold]
+    fn leaves(&mut self, leave: Leave) -> bool {
+        match leave {
+            Leave::Event(event) => {
+                self.gives_up(event);
+                true
+            }
+            Leave::Debug(stop) => {
+                let (vcpu, shared) = (&mut *self.vcpu, &self.shared);
+                self.desk.stopped(self.index, stop, vcpu, || {
+                    shared.orders.lock().held[Holder::Debugger as usize] = true;
+                })
             }
         }
     }
@@ -359,27 +602,41 @@ impl Thread {
     /// vCPU whose goal is to run leaves at once.
     fn has_orders(&self) -> bool {
         let orders = self.shared.orders.lock();
-        orders.goal != Goal::Run || !orders.jobs.is_empty()
+        !orders.may_run() || !orders.jobs.is_empty()
     }
 
     /// Gets to an instruction boundary, serving what the instruction at hand still needs.
     fn settle(&mut self) {
         loop {
-            let event = match self.vcpu.settle() {
+            let leave = match self.vcpu.settle() {
                 Ok(None) => return,
                 Ok(Some(exit)) => serve(exit, &mut self.around, &self.counters),
-                Err(e) => Some(VcpuEvent::Failed(e.to_string())),
+                Err(e) => Some(Leave::Event(VcpuEvent::Failed(e.to_string()))),
             };
-            if let Some(event) = event {
-                return self.gives_up(event);
+            if let Some(leave) = leave
+                && self.leaves(leave)
+            {
+                return;
             }
         }
     }
 }
 
+/// Serves one exit under the clock.
+#[cold]
+#[inline(never)]
+fn timed(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> Option<Leave> {
+    let times = counters.times(&exit);
+    let start = Instant::now();
+    let event = serve(exit, around, counters);
+    let nanos = start.elapsed().as_nanos();
+    times.record_alone(u64::try_from(nanos).unwrap_or(u64::MAX));
+    event
+}
+
 /// Serves one exit; an event if the guest cannot go on by itself.
 #[inline]
-fn serve(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> Option<VcpuEvent> {
+fn serve(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> Option<Leave> {
     let event = match exit {
         Exit::Pio {
             port,
@@ -387,7 +644,7 @@ fn serve(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> 
             direction,
             data,
         } => {
-            counters.exits_pio.inc();
+            counters.exits_pio.bump();
             // String instructions are the exception: nearly always it is one element.
             let width = usize::from(width.max(1));
             let pio = &mut around.pio;
@@ -408,7 +665,7 @@ fn serve(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> 
             write,
             data,
         } => {
-            counters.exits_mmio.inc();
+            counters.exits_mmio.bump();
             if write {
                 around.mmio.write(address, data);
             } else {
@@ -417,7 +674,7 @@ fn serve(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> 
             return None;
         }
         Exit::EndOfInterrupt { vector } => {
-            counters.exits_eoi.inc();
+            counters.exits_eoi.bump();
             if let Some(controller) = around.controller.get() {
                 controller.with(|device| {
                     if let Some(controller) = device.as_irq_controller() {
@@ -427,16 +684,19 @@ fn serve(exit: Exit<'_>, around: &mut Surroundings, counters: &ExitCounters) -> 
             }
             return None;
         }
-        // With local APICs in the kernel, HLT waits there; what comes here is spurious. Nobody has
-        // asked for debug events.
-        Exit::Interrupted | Exit::Halt | Exit::Debug { .. } => {
-            counters.exits_other.inc();
+        // With local APICs in the kernel, HLT waits there; what comes here is spurious.
+        Exit::Interrupted | Exit::Halt => {
+            counters.exits_other.bump();
             return None;
+        }
+        Exit::Debug(stop) => {
+            counters.exits_other.bump();
+            return Some(Leave::Debug(stop));
         }
         Exit::Shutdown => VcpuEvent::TripleFault,
         Exit::System(event) => VcpuEvent::System(event),
         Exit::Broken(broken) => VcpuEvent::Broken(broken),
     };
-    counters.exits_other.inc();
-    Some(event)
+    counters.exits_other.bump();
+    Some(Leave::Event(event))
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod extend;
 mod layout;
 mod resolve;
 mod show;
@@ -12,6 +13,7 @@ mod show;
 mod tests;
 
 pub use boot::{BootDisk, BootPlan};
+pub use extend::{PlaceError, RemoveError, slot_of};
 pub use layout::{Layout, MapEntry, MemoryKind, Range};
 pub use resolve::{CpuPlan, HostFacts, IntxRoute, MachinePlan, RamPlan, resolve};
 pub use show::Listing;

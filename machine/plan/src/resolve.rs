@@ -83,7 +83,9 @@ const PIRQ: u32 = 16;
 /// ISA interrupts that no platform device uses, for devices that take any.
 const FREE_ISA: [u32; 5] = [5, 10, 11, 7, 15];
 const IOAPIC: u64 = 0xfec0_0000;
-const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
+/// The kind of the unit that tells the guest of devices that come and go.
+pub(crate) const HOTPLUG: &str = "pci-hotplug";
 
 /// A device to place: the platform's own come first, then the user's.
 struct Wanted {
@@ -210,18 +212,23 @@ const OWN_NAMES: [&str; 2] = ["vm", "clock"];
 
 /// Refuses a name that the platform or the machine has already: units go by their names.
 fn check_names(wanted: &[Wanted], errors: &mut Vec<ConfigError>) {
-    let mut seen: BTreeSet<&str> = OWN_NAMES.into();
+    let mut seen = BTreeSet::new();
     for want in wanted {
-        let cpu = want.name.strip_prefix("vcpu");
-        let is_cpu = cpu.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
-        if !seen.insert(&want.name) || is_cpu {
-            let reason = format!("{:?} is the name of another unit", want.name);
-            errors.push(ConfigError::new(
-                format!("{}.name", want.field),
-                format!("{reason}; choose another"),
-            ));
+        if !seen.insert(&want.name) || is_own_name(&want.name) {
+            errors.push(name_taken(&want.field, &want.name));
         }
     }
+}
+
+/// Whether `name` is that of a part of the machine that is no device.
+pub(crate) fn is_own_name(name: &str) -> bool {
+    let cpu = name.strip_prefix("vcpu");
+    OWN_NAMES.contains(&name) || cpu.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+pub(crate) fn name_taken(field: &str, name: &str) -> ConfigError {
+    let reason = format!("{name:?} is the name of another unit; choose another");
+    ConfigError::new(format!("{field}.name"), reason)
 }
 
 /// The platform's own devices, then the user's. RAM comes in pages of `page` bytes.
@@ -253,6 +260,7 @@ fn wanted(spec: &VmSpec, pci: bool, page: u64) -> Vec<Wanted> {
         });
         wanted.push(platform("pci-host", "pci-host", ecam));
         wanted.push(platform("host-bridge", "host-bridge", json!({})));
+        wanted.push(platform("pci-hotplug", HOTPLUG, json!({ "base": 0xae00 })));
     }
     wanted.extend(spec.devices.iter().map(|device| Wanted {
         name: device.name.clone(),
@@ -265,17 +273,23 @@ fn wanted(spec: &VmSpec, pci: bool, page: u64) -> Vec<Wanted> {
 }
 
 fn demand(want: &Wanted, catalog: &[&dyn AnyKind]) -> Result<Demand, ConfigError> {
-    let kind = catalog
-        .iter()
-        .find(|k| k.kind() == want.kind)
-        .ok_or_else(|| {
-            ConfigError::new(
-                &want.field,
-                format!("there is no device of kind {:?}", want.kind),
-            )
-        })?;
-    kind.demand(&want.config, want.attach)
-        .map_err(|e| ConfigError::new(&want.field, e.reason))
+    demand_of(&want.kind, &want.config, want.attach, &want.field, catalog)
+}
+
+/// What a device of `kind` needs; problems are those of `field`.
+pub(crate) fn demand_of(
+    kind: &str,
+    config: &Value,
+    attach: Attach,
+    field: &str,
+    catalog: &[&dyn AnyKind],
+) -> Result<Demand, ConfigError> {
+    let unknown = || ConfigError::new(field, format!("there is no device of kind {kind:?}"));
+    let found = catalog.iter().find(|k| k.kind() == kind);
+    found
+        .ok_or_else(unknown)?
+        .demand(config, attach)
+        .map_err(|e| ConfigError::new(field, e.reason))
 }
 
 /// Every device's four pins, swizzled over four interrupts as boards do it.
@@ -291,7 +305,7 @@ fn intx_routes() -> Vec<IntxRoute> {
         .collect()
 }
 
-fn intx_gsi(device: u8, pin: u8) -> u32 {
+pub(crate) fn intx_gsi(device: u8, pin: u8) -> u32 {
     PIRQ + (u32::from(device) + u32::from(pin)) % 4
 }
 

@@ -6,7 +6,8 @@ use nyx_device::{
     AnyKind, Attach, BarDemand, BarSpace, Bdf, BoxError, ConfigError, Demand, Device, DeviceKind,
     Erased, FunctionDemand, IrqDemand, Placement, Space, Window, Wiring,
 };
-use nyx_spec::{VmSpec, parse_toml};
+use nyx_spec::{DeviceSpec, Role, VmSpec, parse_toml};
+use proptest::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -93,6 +94,10 @@ kind!(Bridge, "host-bridge", |_, _| Demand {
     }),
     ..Demand::default()
 });
+kind!(Hotplug, "pci-hotplug", |_, _| Demand {
+    windows: vec![fixed(Space::Pio, 0xae00, 0x18)],
+    ..Demand::default()
+});
 kind!(Serial, "serial", |c, _| Demand {
     windows: vec![fixed(Space::Pio, c["port"].as_u64().unwrap(), 8)],
     irqs: BTreeMap::from([(
@@ -102,6 +107,27 @@ kind!(Serial, "serial", |c, _| Demand {
     ..Demand::default()
 });
 kind!(Blk, "virtio-blk", |_, a| virtio(a));
+// All three spaces, and lengths below a page.
+kind!(Mixed, "mixed", |c, _| {
+    let len = 1u64 << c["bits"].as_u64().unwrap();
+    let bar = |index, len, space| BarDemand {
+        index,
+        len,
+        space,
+        prefetchable: false,
+    };
+    Demand {
+        pci: Some(FunctionDemand {
+            bars: vec![
+                bar(0, len, BarSpace::Memory32),
+                bar(1, len.min(256), BarSpace::Io),
+                bar(2, len, BarSpace::Memory64),
+            ],
+            ..FunctionDemand::default()
+        }),
+        ..Demand::default()
+    }
+});
 kind!(Rng, "virtio-rng", |_, a| virtio(a));
 
 const CATALOG: &[&dyn AnyKind] = &[
@@ -114,6 +140,8 @@ const CATALOG: &[&dyn AnyKind] = &[
     &Erased::<Genid>::new(),
     &Erased::<Host>::new(),
     &Erased::<Bridge>::new(),
+    &Erased::<Hotplug>::new(),
+    &Erased::<Mixed>::new(),
     &Erased::<Serial>::new(),
     &Erased::<Blk>::new(),
     &Erased::<Rng>::new(),
@@ -328,4 +356,171 @@ fn a_disk_without_a_root_is_explained() {
             .iter()
             .any(|n| n.contains("no root= added: disk 0 (/dev/vda) has neither"))
     );
+}
+
+fn device(name: &str, kind: &str, config: Value) -> DeviceSpec {
+    DeviceSpec {
+        name: name.into(),
+        kind: kind.into(),
+        config,
+        role: Role::Other,
+        field: "disk".into(),
+    }
+}
+
+/// Everything that a plan gives away: space, first, behind the last, of whom.
+fn given(plan: &MachinePlan) -> Vec<(Space, u64, u64, String)> {
+    let mut given = Vec::new();
+    for p in &plan.placements {
+        for window in &p.demand.windows {
+            let base = p.windows[&window.region];
+            given.push((window.space, base, base + window.len, p.name.clone()));
+        }
+        for bar in p.demand.pci.iter().flat_map(|f| f.all_bars()) {
+            let space = if bar.space == BarSpace::Io {
+                Space::Pio
+            } else {
+                Space::Mmio
+            };
+            let base = p.bars[&bar.index];
+            assert!(base.is_multiple_of(bar.len), "{}: {base:#x}", p.name);
+            given.push((space, base, base + bar.len, p.name.clone()));
+        }
+    }
+    given
+}
+
+fn assert_sound(plan: &MachinePlan) {
+    let given = given(plan);
+    for (index, (space, base, end, name)) in given.iter().enumerate() {
+        for (other_space, other_base, other_end, other) in &given[index + 1..] {
+            let apart = space != other_space || end <= other_base || other_end <= base;
+            assert!(
+                apart,
+                "{name} at {base:#x} meets {other} at {other_base:#x}"
+            );
+        }
+    }
+    let mut slots: Vec<_> = plan.placements.iter().filter_map(|p| p.bdf).collect();
+    let (all, windows) = (slots.len(), plan.layout.mmio32);
+    slots.sort();
+    slots.dedup();
+    assert_eq!(slots.len(), all);
+    for p in plan.placements.iter().filter(|p| slot_of(p).is_some()) {
+        let low = p.bars.get(&0).copied().unwrap_or(windows.base);
+        assert!((windows.base..windows.end()).contains(&low));
+        let pin = p.demand.pci.as_ref().is_some_and(|f| f.intx);
+        assert_eq!(p.irqs.contains_key("intx"), pin);
+    }
+}
+
+#[test]
+fn an_added_device_gets_what_is_free_and_a_removed_one_leaves_room() {
+    let mut plan = plan("[[disks]]\npath = \"a\"\n[[disks]]\npath = \"b\"\n");
+    let before = plan.clone();
+    let added = plan
+        .place(&device("d", "virtio-blk", Value::Null), CATALOG)
+        .unwrap();
+    assert_eq!(plan, before, "placing changes nothing");
+    // disk0, disk1 and rng are in slots 1 to 3.
+    assert_eq!((added.bdf, added.irqs["intx"]), (Some(Bdf::new(4, 0)), 16));
+    plan.add(added.clone());
+    assert_sound(&plan);
+    assert_eq!(plan.in_slot(4), Some(&added));
+    let first = plan.remove("disk0").unwrap();
+    let second = plan
+        .place(&device("e", "virtio-blk", Value::Null), CATALOG)
+        .unwrap();
+    assert_eq!((second.bdf, &second.bars), (first.bdf, &first.bars));
+    plan.add(second);
+    assert_sound(&plan);
+}
+
+#[test]
+fn additions_and_removals_that_cannot_be_are_refused_in_one_sentence() {
+    let mut full = plan("[[disks]]\npath = \"a\"\n");
+    let place = |plan: &MachinePlan, name: &str, kind: &str| {
+        let placed = plan.place(&device(name, kind, Value::Null), CATALOG);
+        placed.map(|_| ()).unwrap_err().to_string()
+    };
+    for name in ["disk0", "pm", "vcpu7", "clock"] {
+        let said = format!("disk.name: {name:?} is the name of another unit; choose another");
+        assert_eq!(place(&full, name, "virtio-blk"), said);
+    }
+    for kind in ["vmgenid", "host-bridge"] {
+        let said = place(&full, "x", kind);
+        assert!(said.contains("cannot come to a running machine"), "{said}");
+    }
+    assert_eq!(
+        place(&full, "x", "bicycle"),
+        "disk: there is no device of kind \"bicycle\""
+    );
+    let removed = |name: &str| full.removable(name).unwrap_err().to_string();
+    assert_eq!(removed("x"), "there is no device called \"x\"");
+    for name in ["ioapic", "host-bridge", "pci-host", "pci-hotplug", "com1"] {
+        let said = format!("{name} is part of the platform and stays for as long as the machine");
+        assert_eq!(removed(name), said);
+    }
+    for n in 0..29 {
+        let spec = device(&format!("d{n}"), "virtio-blk", Value::Null);
+        let placement = full.place(&spec, CATALOG).unwrap();
+        full.add(placement);
+    }
+    assert_sound(&full);
+    let said = place(&full, "x", "virtio-blk");
+    assert_eq!(
+        said,
+        "all 31 PCI slots are taken; remove a device first"
+    );
+
+    let mut mmio = plan("transport = \"mmio\"\n[[disks]]\npath = \"a\"\n");
+    assert!(place(&mmio, "x", "virtio-blk").contains("started without (transport = \"mmio\""));
+    let kept = mmio.remove("disk0").unwrap_err();
+    assert_eq!(kept, RemoveError::NoHotplug);
+}
+
+#[test]
+fn a_window_that_is_full_is_said_and_a_hole_in_it_is_used() {
+    let mut plan = plan("rng = false\n");
+    let spec = |name: &str, bits: u32| device(name, "mixed", serde_json::json!({ "bits": bits }));
+    // 1004 MiB of 32-bit window: three times 256 MiB fit.
+    for name in ["a", "b", "c"] {
+        let placement = plan.place(&spec(name, 28), CATALOG).unwrap();
+        plan.add(placement);
+    }
+    let said = plan.place(&spec("d", 28), CATALOG).unwrap_err();
+    assert_eq!(
+        said.to_string(),
+        "the 32-bit device window is full; remove a device first"
+    );
+    let hole = plan.remove("b").unwrap();
+    let placement = plan.place(&spec("d", 28), CATALOG).unwrap();
+    assert_eq!(placement.bars[&0], hole.bars[&0]);
+    plan.add(placement);
+    assert_sound(&plan);
+}
+
+proptest! {
+    #[test]
+    fn what_comes_and_goes_never_overlaps_nor_moves_others(
+        steps in proptest::collection::vec((any::<bool>(), 0usize..40, 2u32..27), 1..120)
+    ) {
+        let mut plan = plan("[[disks]]\npath = \"a\"\n");
+        for (add, which, bits) in steps {
+            let before = plan.clone();
+            let name = format!("d{which}");
+            if add {
+                let kind = if bits % 2 == 0 { "mixed" } else { "virtio-blk" };
+                let spec = device(&name, kind, serde_json::json!({ "bits": bits }));
+                if let Ok(placement) = plan.place(&spec, CATALOG) {
+                    plan.add(placement);
+                    prop_assert_eq!(&plan.placements[..before.placements.len()], &before.placements[..]);
+                }
+            } else if plan.remove(&name).is_ok() {
+                let others: Vec<_> = before.placements.iter().filter(|p| p.name != name).collect();
+                prop_assert_eq!(others, plan.placements.iter().collect::<Vec<_>>());
+            }
+            assert_sound(&plan);
+        }
+    }
 }

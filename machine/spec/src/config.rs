@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use utoipa::ToSchema;
 
 /// A virtual machine as its user describes it. Version 1.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VmConfig {
     /// Name of the machine: letters, digits, `.`, `_` and `-`.
@@ -32,10 +33,13 @@ pub struct VmConfig {
     pub rng: Rng,
     /// A debug console at port 0xe9.
     pub debug_console: Option<DebugConsoleConfig>,
+    /// The journal of the machine's process.
+    #[schema(value_type = Option<Object>)]
+    pub journal: Option<nyx_journal::JournalConfig>,
 }
 
 /// Number of vCPUs or their topology.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum Cpus {
     /// This many, one socket of single-threaded cores.
@@ -51,7 +55,7 @@ impl Default for Cpus {
 }
 
 /// vCPUs and their topology.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
     /// How many in all.
@@ -68,7 +72,7 @@ pub struct CpuConfig {
 }
 
 /// Size of guest memory or a table about it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum MemoryValue {
     /// This much, in ordinary private pages.
@@ -97,7 +101,7 @@ impl MemoryValue {
 }
 
 /// Guest memory.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryConfig {
     /// How much.
@@ -114,7 +118,7 @@ pub struct MemoryConfig {
 }
 
 /// Huge pages behind guest memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum HugePageSize {
     /// None.
     #[default]
@@ -132,19 +136,21 @@ pub enum HugePageSize {
 }
 
 /// What to boot.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootConfig {
     /// Kernel: a bzImage, or an ELF with a PVH or 64-bit Linux entry.
+    #[schema(value_type = Option<String>)]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk.
+    #[schema(value_type = Option<String>)]
     pub initrd: Option<PathBuf>,
     /// Kernel command line. `console=` and `root=` are added when absent.
     pub cmdline: Option<String>,
 }
 
 /// How virtio devices are attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// As PCI functions.
@@ -155,13 +161,14 @@ pub enum Transport {
 }
 
 /// A disk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Name of the device; `disk0`, `disk1`, … by default.
     #[serde(default)]
     pub name: Option<String>,
     /// Image file or block device.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// Format of the image. Never guessed.
     #[serde(default)]
@@ -172,6 +179,9 @@ pub struct DiskConfig {
     /// Serial number the guest sees, at most 20 bytes.
     #[serde(default)]
     pub serial: Option<String>,
+    /// What to do when the host has no room for what the guest writes.
+    #[serde(default)]
+    pub on_enospc: OnEnospc,
     /// Bypass the host's page cache (O_DIRECT).
     #[serde(default)]
     pub direct: bool,
@@ -189,8 +199,19 @@ pub struct DiskConfig {
     pub queue_size: Option<u16>,
 }
 
+/// What to do when the host has no room for what the guest writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnEnospc {
+    /// The machine is paused, and the write is tried again when it is resumed.
+    #[default]
+    Pause,
+    /// The guest sees an I/O error.
+    Report,
+}
+
 /// Format of a disk image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// Sector for sector.
@@ -199,7 +220,7 @@ pub enum DiskFormat {
 }
 
 /// How disk requests reach the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum DiskEngine {
     /// The best that works here.
     #[default]
@@ -214,7 +235,7 @@ pub enum DiskEngine {
 }
 
 /// A network interface.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
     /// Name of the device; `net0`, `net1`, … by default.
@@ -252,7 +273,7 @@ pub struct NetConfig {
 }
 
 /// What a network interface is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NetKind {
     /// A user-mode network stack, without privileges.
@@ -264,7 +285,8 @@ pub enum NetKind {
 }
 
 /// An Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ToSchema)]
+#[schema(value_type = String, pattern = "^[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}$", example = "52:54:00:12:34:56")]
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
@@ -332,7 +354,7 @@ impl<'de> Deserialize<'de> for MacAddress {
 }
 
 /// A console: a terminal and the device the guest drives it by.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleConfig {
     /// Name of the device; `com1` … or a port's name by default.
@@ -342,6 +364,7 @@ pub struct ConsoleConfig {
     pub kind: ConsoleKind,
     /// `file`: where to write; `socket`: where to listen; `pty`: a link to make to the terminal.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub path: Option<PathBuf>,
     /// `file`: append instead of truncating.
     #[serde(default)]
@@ -352,7 +375,7 @@ pub struct ConsoleConfig {
 }
 
 /// The host's end of a console.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ConsoleKind {
     /// This process's stdin and stdout.
@@ -368,7 +391,7 @@ pub enum ConsoleKind {
 }
 
 /// The guest's end of a console.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ConsoleDevice {
     /// A 16550 serial port: COM1, COM2, ….
@@ -379,17 +402,18 @@ pub enum ConsoleDevice {
 }
 
 /// A socket device between host and guest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConfig {
     /// The guest's context id, 3 or higher.
     pub cid: u32,
     /// The Unix socket on the host.
+    #[schema(value_type = String)]
     pub socket: PathBuf,
 }
 
 /// Whether there is an entropy device, or a table about it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum Rng {
     /// On or off.
@@ -405,7 +429,7 @@ impl Default for Rng {
 }
 
 /// An entropy device.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RngConfig {
     /// Name of the device.
@@ -414,12 +438,13 @@ pub struct RngConfig {
 }
 
 /// A debug console at port 0xe9.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DebugConsoleConfig {
     /// The host's end.
     pub kind: ConsoleKind,
     /// As for a console.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub path: Option<PathBuf>,
 }

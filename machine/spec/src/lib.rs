@@ -14,8 +14,9 @@ mod tests;
 pub use config::{
     BootConfig, ConsoleConfig, ConsoleDevice, ConsoleKind, CpuConfig, Cpus, DebugConsoleConfig,
     DiskConfig, DiskEngine, DiskFormat, HugePageSize, MacAddress, MemoryConfig, MemoryValue,
-    NetConfig, NetKind, Rng, RngConfig, Transport, VmConfig, VsockConfig,
+    NetConfig, NetKind, OnEnospc, Rng, RngConfig, Transport, VmConfig, VsockConfig,
 };
 pub use parse::{ParseError, parse_json, parse_options, parse_toml};
 pub use size::{ByteSize, SizeError};
+pub use spec::{added_disk, added_net};
 pub use spec::{BootSpec, CpuSpec, DeviceSpec, DiskRole, MemorySpec, Role, SpecError, VmSpec};

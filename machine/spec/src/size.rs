@@ -5,7 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A number of bytes. Reads `512M`, `4G`, `1GiB`, `64MB`, `1048576`; suffixes are powers of 1024.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, utoipa::ToSchema)]
+#[schema(value_type = String, pattern = "^[0-9]+ *([kKmMgGtT]?([iI]?[bB])?)$", example = "512M")]
 pub struct ByteSize(pub u64);
 
 /// A size that cannot be read.

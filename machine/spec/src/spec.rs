@@ -2,7 +2,7 @@
 
 use crate::config::{
     BootConfig, ConsoleConfig, ConsoleDevice, ConsoleKind, Cpus, DiskConfig, DiskEngine,
-    DiskFormat, HugePageSize, MacAddress, NetConfig, NetKind, Rng, Transport, VmConfig,
+    DiskFormat, HugePageSize, MacAddress, NetConfig, NetKind, OnEnospc, Rng, Transport, VmConfig,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -153,10 +153,12 @@ impl VmConfig {
         let boot = boot(&self.boot, &mut problems);
         let mut devices = Vec::new();
         for (index, disk) in self.disks.iter().enumerate() {
-            devices.push(disk_device(index, disk, cpus, &mut problems));
+            let field = format!("disks[{index}]");
+            devices.push(disk_device(field, index, disk, cpus, &mut problems));
         }
         for (index, net) in self.nets.iter().enumerate() {
-            devices.push(net_device(index, net, &name, &mut problems));
+            let field = format!("nets[{index}]");
+            devices.push(net_device(field, index, net, &name, &mut problems));
         }
         match &self.rng {
             Rng::Flag(false) => {}
@@ -213,6 +215,58 @@ impl VmConfig {
             _ => Err(problems.0),
         }
     }
+}
+
+/// The lowest number whose default name, `prefix` and it, is not `taken`.
+fn free_number(prefix: &str, taken: &dyn Fn(&str) -> bool) -> usize {
+    (0..)
+        .find(|n| !taken(&format!("{prefix}{n}")))
+        .unwrap_or_default()
+}
+
+/// Checks one device that is described on its own.
+fn added(mut device: DeviceSpec, mut problems: Problems) -> Result<DeviceSpec, Vec<SpecError>> {
+    drop_nulls(&mut device.config);
+    check_name(
+        &format!("{}.name", device.field),
+        &device.name,
+        &mut problems,
+    );
+    if problems.0.is_empty() {
+        Ok(device)
+    } else {
+        Err(problems.0)
+    }
+}
+
+/// A disk for a machine that exists already and has vCPUs as `cpus` says. A disk without a name gets
+/// the first `diskN` that is not `taken`. Reports all problems at once, with fields under `disk`.
+pub fn added_disk(
+    disk: &DiskConfig,
+    cpus: CpuSpec,
+    taken: &dyn Fn(&str) -> bool,
+) -> Result<DeviceSpec, Vec<SpecError>> {
+    let mut problems = Problems::default();
+    let index = free_number("disk", taken);
+    let device = disk_device("disk".into(), index, disk, cpus, &mut problems);
+    added(device, problems)
+}
+
+/// A network device for the machine called `vm`, which exists already. One without a name gets the
+/// first `netN` that is not `taken`. Reports all problems at once, with fields under `net`.
+pub fn added_net(
+    net: &NetConfig,
+    vm: &str,
+    taken: &dyn Fn(&str) -> bool,
+) -> Result<DeviceSpec, Vec<SpecError>> {
+    let mut problems = Problems::default();
+    let index = free_number("net", taken);
+    if net.fds.is_some() {
+        let reason = "open file descriptors do not reach a machine that runs; name an interface";
+        problems.add("net.fds", reason);
+    }
+    let device = net_device("net".into(), index, net, vm, &mut problems);
+    added(device, problems)
 }
 
 /// What the user left open is left to the kind's own defaults.
@@ -453,12 +507,12 @@ fn consoles(config: &VmConfig, devices: &mut Vec<DeviceSpec>, problems: &mut Pro
 }
 
 fn disk_device(
+    field: String,
     index: usize,
     disk: &DiskConfig,
     cpus: CpuSpec,
     problems: &mut Problems,
 ) -> DeviceSpec {
-    let field = format!("disks[{index}]");
     if disk.path.as_os_str().is_empty() {
         problems.add(
             format!("{field}.path"),
@@ -516,6 +570,7 @@ fn disk_device(
             "queue_size": disk.queue_size.unwrap_or(256),
             "serial": disk.serial,
             "read_only": disk.readonly,
+            "hold_without_space": disk.on_enospc == OnEnospc::Pause,
         }),
         role: Role::Disk(DiskRole {
             index: u32::try_from(index).unwrap_or(u32::MAX),
@@ -526,8 +581,13 @@ fn disk_device(
     }
 }
 
-fn net_device(index: usize, net: &NetConfig, vm: &str, problems: &mut Problems) -> DeviceSpec {
-    let field = format!("nets[{index}]");
+fn net_device(
+    field: String,
+    index: usize,
+    net: &NetConfig,
+    vm: &str,
+    problems: &mut Problems,
+) -> DeviceSpec {
     let name = net.name.clone().unwrap_or_else(|| format!("net{index}"));
     let mut only_for = |what: &str, kind: &str, given: bool, is: bool| {
         if given && !is {

@@ -19,4 +19,4 @@ mod script;
 
 pub use report::Report;
 pub use run::Ground;
-pub use script::{GuestTest, Image};
+pub use script::{GuestTest, Image, Initrd};

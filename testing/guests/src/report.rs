@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::script::GuestTest;
+use crate::script::{CONSOLE, ERRORS, GuestTest};
 
 /// The checks of one test and their results.
 #[derive(Debug)]
@@ -48,6 +48,24 @@ impl Report {
             output,
             took,
         }
+    }
+
+    /// What the console said, where it was standard output.
+    pub fn console(&self) -> &str {
+        let behind = self.output.split_once(CONSOLE).map_or("", |(_, text)| text);
+        let text = behind.rsplit_once(ERRORS).map_or(behind, |(text, _)| text);
+        text.strip_prefix('\n').unwrap_or(text)
+    }
+
+    /// What `nyx` wrote to its standard error.
+    pub fn errors(&self) -> &str {
+        let text = self.output.rsplit_once(ERRORS).map_or("", |(_, text)| text);
+        text.strip_prefix('\n').unwrap_or(text)
+    }
+
+    /// Adds a check.
+    pub fn add(&mut self, label: &str, failure: Option<String>) {
+        self.checks.insert(label.to_owned(), failure);
     }
 
     /// Did everything hold?
@@ -98,5 +116,17 @@ mod tests {
         assert_eq!(of("absent"), Some("did not report"));
         assert!(!report.is_good());
         assert!(report.text().contains("FAILED  bad: wanted '1': no"));
+    }
+
+    #[test]
+    fn console_and_errors_are_told_apart() {
+        let said = "x\n--- console:\none\ntwo\n--- standard error:\nnyx: stopped\n";
+        let mut report = Report::new(&GuestTest::NOTHING, said.into(), Duration::ZERO);
+        assert_eq!(
+            (report.console(), report.errors()),
+            ("one\ntwo\n", "nyx: stopped\n")
+        );
+        report.add("exit code", None);
+        assert!(report.is_good());
     }
 }

@@ -2,11 +2,19 @@
 
 use std::collections::BTreeSet;
 
+use std::path::PathBuf;
+
+use anyhow::Result;
 use nyx_harness::guests::{Flavour, Kernel};
 
 const VOCABULARY: &str = include_str!("vocabulary.sh");
 const GUEST: &str = include_str!("guest.sh");
 const HOST: &str = include_str!("host.sh");
+
+/// What stands before the console in the output of a test.
+pub(crate) const CONSOLE: &str = "--- console:";
+/// What stands before the standard error of `nyx`.
+pub(crate) const ERRORS: &str = "--- standard error:";
 
 /// How long one guest may run, in seconds.
 const LIMIT: u32 = 180;
@@ -20,6 +28,17 @@ pub enum Image {
     Elf,
 }
 
+/// The initial RAM disk of a guest.
+#[derive(Clone, Copy, Debug)]
+pub enum Initrd {
+    /// The generic one, which runs the guest's half.
+    Checks,
+    /// None.
+    Absent,
+    /// One that this makes (or finds) on the machine that the lab runs on.
+    Made(fn(&Kernel) -> Result<PathBuf>),
+}
+
 /// A guest and its host.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestTest {
@@ -29,6 +48,8 @@ pub struct GuestTest {
     pub flavour: Flavour,
     /// Its form.
     pub image: Image,
+    /// Its initial RAM disk.
+    pub initrd: Initrd,
     /// What to tell `nyx run`, as words of a shell; `$D` is a folder for this test alone, `$DEBIAN` and
     /// `$DEBIAN_GPT` are masters of Debian disks, to be copied or attached read-only.
     pub options: &'static str,
@@ -54,6 +75,7 @@ impl GuestTest {
         name: "nothing",
         flavour: Flavour::Cloud,
         image: Image::Elf,
+        initrd: Initrd::Checks,
         options: "",
         cmdline: "root=",
         guest: "",
@@ -73,7 +95,7 @@ impl GuestTest {
     }
 
     /// The host's half as one script; its standard output ends with the console's.
-    pub(crate) fn host_script(&self, nyx: &str, kernel: &Kernel, initrd: &str) -> String {
+    pub(crate) fn host_script(&self, nyx: &str, kernel: &Kernel, initrd: Option<&str>) -> String {
         let image = match self.image {
             Image::BzImage => &kernel.vmlinuz,
             Image::Elf => &kernel.vmlinux,
@@ -88,13 +110,16 @@ impl GuestTest {
             exit,
             ..
         } = self;
+        let initrd = initrd.map_or(String::new(), |path| format!("--initrd {path}"));
         // Not so quiet that a failing test has nothing to show: errors of the kernel are printed.
         format!(
-            "D=/dev/shm/{name}\nmkdir -p $D\ncd $D\nNYX={nyx}\nLIMIT={LIMIT}\n{VOCABULARY}\n{HOST}\n\
-             boot() {{\nexec $NYX run --name {name} --kernel {} --initrd {initrd} \
+            "D=/dev/shm/{name}\nmkdir -p $D\ncd $D\nexport NYX_STATE_DIR=$D/state\nNYX={nyx}\nLIMIT={LIMIT}\n{VOCABULARY}\n{HOST}\n\
+             with_machine() {{\nverb=$1\nshift\n\
+             exec $NYX $verb \"$@\" --name {name} --kernel {} {initrd} \
              --cmdline \"loglevel=4 nyx.test={name} {cmdline}\" {options}\n}}\n\
+             boot() {{\nwith_machine run\n}}\n\
              {before}\nstart\n{beside}\nfinish\nexpect \"exit code\" {exit} $code\n{after}\n\
-             cat $D/console\necho '--- standard error:'\ncat $D/errors\nrm -rf $D\n",
+             echo '{CONSOLE}'\ncat $D/console\necho '{ERRORS}'\ncat $D/errors\nrm -rf $D\n",
             image.display()
         )
     }
@@ -164,7 +189,7 @@ mod tests {
         };
         for script in [
             guest_script(&[&test]),
-            test.host_script("/nyx", &kernel, "/initrd"),
+            test.host_script("/nyx", &kernel, Some("/initrd")),
         ] {
             Tool::new("sh")
                 .args(["-n", "-c", &script])

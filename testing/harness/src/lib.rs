@@ -9,6 +9,8 @@
 //! | [`packages`] | Debian packages present on this machine, installed when missing |
 //! | [`guests`] | stock Debian kernels: `vmlinuz`, `vmlinux`, modules |
 //! | [`initramfs`] | a generic guest initramfs, and the writer for special ones |
+//! | [`prometheus`] | Debian's Prometheus and promtool, unpacked beside the system |
+//! | [`schemathesis`] | a tester of HTTP interfaces, unpacked beside the system |
 //! | [`userland`] | a small Debian disk, whole-disk ext4 and GPT |
 //! | [`lab`] | an emulated AMD-V host that runs any command of this machine |
 //!
@@ -24,6 +26,8 @@ pub mod lab;
 pub mod modules;
 pub mod packages;
 pub mod produce;
+pub mod prometheus;
+pub mod schemathesis;
 pub mod tool;
 pub mod userland;
 pub mod workspace;

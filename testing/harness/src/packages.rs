@@ -37,6 +37,12 @@ pub const GUEST_KERNELS: &[Need] = &[
     },
 ];
 
+/// What tests of the GDB server need.
+pub const DEBUGGER: &[Need] = &[Need {
+    package: "gdb",
+    why: "a real debugger proves the GDB server",
+}];
+
 /// What building the userland disk needs.
 pub const USERLAND: &[Need] = &[
     Need {

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use nyx_harness::guests::{self, Flavour};
 use nyx_harness::lab::{Ending, Input, Lab, LabCommand, Session, Share};
-use nyx_harness::{initramfs, userland};
 
 fn run(session: &mut Session, script: &str) -> (Ending, String, String) {
     let output = session.run(&LabCommand::script(script)).unwrap();
@@ -179,64 +178,4 @@ fn lab_that_breaks_says_why() {
         "{error}"
     );
     assert_eq!(children(), Vec::<String>::new());
-}
-
-#[test]
-#[ignore = "boots the lab"]
-fn lab_runs_stock_guest_kernels() {
-    // QEMU stands in for a VMM: this is about the lab, the kernels and the images.
-    let kernels = [Flavour::Cloud, Flavour::Full].map(|flavour| guests::kernel(flavour).unwrap());
-    let images = userland::userland().unwrap();
-    let mut session = Lab::default().boot().unwrap();
-    let mut boot = |kernel: &std::path::Path,
-                    initrd: &std::path::Path,
-                    disk: &std::path::Path,
-                    line: &str| {
-        let script = format!(
-            "exec qemu-system-x86_64 -nodefaults -no-reboot -display none -machine q35 -accel kvm -cpu host \
-             -smp 2 -m 512 -serial stdio -kernel {} -initrd {} -append 'console=ttyS0 panic=-1 quiet {line}' \
-             -drive if=none,id=disk,file={},format=raw,snapshot=on -device virtio-blk-pci,drive=disk \
-             -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= -device virtio-rng-pci </dev/null",
-            kernel.display(),
-            initrd.display(),
-            disk.display()
-        );
-        let command = LabCommand::script(&script).within(Duration::from_secs(120));
-        let mut boot = || session.run(&command).unwrap().success().unwrap().text();
-        let console = boot();
-        if console.contains("Kernel panic") {
-            // Rarely the emulator lets an interrupt through with the other kernel's GS; not twice in a row.
-            return boot();
-        }
-        console
-    };
-    let [cloud, full] = &kernels;
-    let partition = format!("root=PARTUUID={}", userland::PARTUUID);
-    let label = format!("root=LABEL={}", userland::LABEL);
-    for (kernel, image, disk, root) in [
-        (cloud, &cloud.vmlinux, &images.whole_disk, "root=/dev/vda"),
-        (cloud, &cloud.vmlinuz, &images.gpt_disk, partition.as_str()),
-        (full, &full.vmlinux, &images.gpt_disk, label.as_str()),
-    ] {
-        let initrd = initramfs::guest(kernel, None).unwrap();
-        let line = format!("{root} rootwait nyx.demo=check nyx.cpus=2 nyx.memory=512");
-        let console = boot(image, &initrd, disk, &line);
-        assert!(
-            console.contains(userland::PASSED),
-            "{} with {root}:\n{console}",
-            kernel.release
-        );
-    }
-    let initrd = initramfs::guest(cloud, Some("uname -r; exit 4")).unwrap();
-    let console = boot(&cloud.vmlinux, &initrd, &images.whole_disk, "");
-    assert!(console.contains(&cloud.release), "{console}");
-    assert!(console.contains("nyx-check: exit 4"), "{console}");
-    // A check that does not hold must be told apart.
-    let line = "root=/dev/vda nyx.demo=check nyx.cpus=3";
-    let initrd = initramfs::guest(cloud, None).unwrap();
-    let console = boot(&cloud.vmlinux, &initrd, &images.whole_disk, line);
-    assert!(
-        console.contains("nyx-demo: self-check failed: 2 cpus instead of 3"),
-        "{console}"
-    );
 }

@@ -149,7 +149,7 @@ impl BackendOpener for Bench {
     fn net(&self, spec: &BackendSpec) -> Result<Box<dyn NetBackend>, BoxError> {
         Ok(self.networks.at(&spec.kind).backend())
     }
-    fn char(&self, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
+    fn char(&self, _: &str, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, BoxError> {
         Ok(self.consoles.at(&spec.kind).backend())
     }
 }

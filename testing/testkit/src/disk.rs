@@ -14,6 +14,7 @@ struct Shared {
     geometry: BlockGeometry,
     flushes: usize,
     failing: bool,
+    full: bool,
     requests: usize,
 }
 
@@ -45,6 +46,7 @@ impl Medium {
             geometry,
             flushes: 0,
             failing: false,
+            full: false,
             requests: 0,
         };
         Self(Arc::new(Mutex::new(shared)))
@@ -72,6 +74,10 @@ impl Medium {
     /// Whether every request fails from now on.
     pub fn set_failing(&self, failing: bool) {
         self.0.lock().failing = failing;
+    }
+    /// Whether there is no room for writes from now on.
+    pub fn set_full(&self, full: bool) {
+        self.0.lock().full = full;
     }
     /// A backend on this medium.
     pub fn backend(&self) -> Box<dyn BlockBackend> {
@@ -109,6 +115,9 @@ impl Shared {
         self.requests += 1;
         if self.failing {
             return Err(io::Error::other("the test made it fail"));
+        }
+        if self.full && matches!(op, BlockOp::Write(_) | BlockOp::WriteZeroes { .. }) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         let len = match op {
             BlockOp::Read(buffers) | BlockOp::Write(buffers) => buffers.len() as u64,

@@ -559,7 +559,7 @@ fn spec(kind: &str) -> BackendSpec {
 fn a_console_has_room_for_what_the_test_says() {
     let bench = Bench::new::<Latch>(json!({}));
     let console = bench.consoles.at("a");
-    let mut near = bench.char(&spec("a")).unwrap();
+    let mut near = bench.char("a", &spec("a")).unwrap();
     console.set_room(Some(3));
     assert_eq!(near.write(b"hello").unwrap(), 3);
     assert_eq!(near.write(b"lo").unwrap_err().kind(), ErrorKind::WouldBlock);
@@ -582,7 +582,7 @@ fn a_console_wakes_a_plugged_device() {
     let console = bench.consoles.at("a");
     let waker = bench.waker.clone();
     bench
-        .char(&spec("a"))
+        .char("a", &spec("a"))
         .unwrap()
         .notify(Box::new(move || waker.wake()))
         .unwrap();

@@ -35,8 +35,8 @@ pub trait BackendOpener {
     fn block(&self, spec: &BackendSpec) -> Result<Box<dyn BlockBackend>, crate::BoxError>;
     /// Opens a network backend.
     fn net(&self, spec: &BackendSpec) -> Result<Box<dyn NetBackend>, crate::BoxError>;
-    /// Opens a character backend.
-    fn char(&self, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, crate::BoxError>;
+    /// Opens a character backend for the console called `name`.
+    fn char(&self, name: &str, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, crate::BoxError>;
 }
 
 // Blocks ------------------------------------------------------------------------------------------

@@ -275,6 +275,8 @@ pub enum Fragment {
     SystemBus(Vec<u8>),
     /// Objects under `\_SB.PCI0`.
     PciRoot(Vec<u8>),
+    /// Methods of general purpose events, under `\_GPE`.
+    Events(Vec<u8>),
 }
 
 /// A device's side of its PCI function: interrupts leave through it.

@@ -11,6 +11,7 @@ mod backend;
 mod bus;
 mod clock;
 mod doorbell;
+mod hotplug;
 mod irq;
 mod kind;
 mod lifecycle;
@@ -26,6 +27,7 @@ pub use backend::{
 pub use bus::{Bus, BusView, Conflict, Kept, Mapping};
 pub use clock::{Timer, VmClock};
 pub use doorbell::{Doorbell, DoorbellBinding, Doorbells, NoDoorbells};
+pub use hotplug::{EjectionSink, GeneralEvents, HOTPLUG_EVENT, PciSlots, SlotNews};
 pub use irq::{IoapicRouteFn, IoapicRoutePort, IrqController, IrqLine, IrqSink, Msi, MsiSink};
 pub use kind::{
     AnyKind, Attach, BarDemand, BarSpace, Bdf, BoxError, ConfigError, Demand, DeviceKind, Erased,

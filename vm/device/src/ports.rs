@@ -19,6 +19,9 @@ pub enum FaultKind {
     Dma,
     /// A backend failed: I/O error, peer gone.
     Backend,
+    /// A backend has no room for what the guest writes. The device keeps the request and tries it again when it
+    /// is stopped and started: whoever hears of this brings the machine to rest until there is room.
+    NoSpace,
     /// A handler or worker thread panicked; its device is isolated.
     Panicked,
     /// A unit would not quiesce.

@@ -4,7 +4,7 @@ use crate::ports::panic_text;
 use crate::{
     Device, Drain, FaultKind, FaultPort, Hit, IrqSink, Lifecycle, ResetKind, Unit, UnitName,
 };
-use nyx_inspect::{Counter, Inspect, Visitor};
+use nyx_inspect::{About, Counter, Inspect, Leaf, Visitor};
 use nyx_state::{Blob, PersistBlob, RestoreError, SaveError};
 use parking_lot::{Mutex, MutexGuard};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +19,9 @@ pub struct Slot<T: ?Sized + Send> {
     name: UnitName,
     faults: FaultPort,
     unit: Mutex<Option<Box<T>>>,
+    // The lock keeps those who count these two apart.
+    reads: Counter,
+    writes: Counter,
     /// Accesses refused by the device.
     pub refused: Counter,
 }
@@ -30,6 +33,8 @@ impl<T: ?Sized + Send> Slot<T> {
             name: faults.unit().clone(),
             faults,
             unit: Mutex::new(Some(unit)),
+            reads: Counter::default(),
+            writes: Counter::default(),
             refused: Counter::default(),
         })
     }
@@ -80,14 +85,20 @@ pub trait Target: Send + Sync {
 
 impl<T: ?Sized + Device> Target for Slot<T> {
     fn read(&self, at: Hit, data: &mut [u8]) {
-        let done = self.with(|device| device.read(at, data));
+        let done = self.with(|device| {
+            self.reads.bump();
+            device.read(at, data)
+        });
         if !matches!(done, Some(Ok(()))) {
             self.refused.inc();
             data.fill(0xff);
         }
     }
     fn write(&self, at: Hit, data: &[u8]) {
-        let done = self.with(|device| device.write(at, data));
+        let done = self.with(|device| {
+            self.writes.bump();
+            device.write(at, data)
+        });
         if !matches!(done, Some(Ok(()))) {
             self.refused.inc();
         }
@@ -144,10 +155,19 @@ impl<T: ?Sized + Unit> AnyUnit for Slot<T> {
     }
     fn describe(&self, v: &mut dyn Visitor) {
         self.with(|unit| unit.inspect(v));
-        v.leaf(
-            "refused_accesses",
-            nyx_inspect::Leaf::Count(self.refused.get()),
+        const ACCESSES: About = About::metric(
+            "device_accesses",
+            "Accesses of vCPUs to a device's port and memory windows.",
         );
+        v.about(&ACCESSES.labels(&[("direction", "read")]));
+        v.leaf("window_reads", Leaf::Count(self.reads.get()));
+        v.about(&ACCESSES.labels(&[("direction", "write")]));
+        v.leaf("window_writes", Leaf::Count(self.writes.get()));
+        v.about(&About::metric(
+            "device_bad_accesses",
+            "Accesses that a device refused, or that found its slot empty.",
+        ));
+        v.leaf("refused_accesses", Leaf::Count(self.refused.get()));
     }
     fn clear(&self) {
         drop(self.take());

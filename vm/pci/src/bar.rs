@@ -118,6 +118,14 @@ impl Bar {
         header::BAR0 + 4 * usize::from(self.demand.index)
     }
 
+    /// The bits of its register that are no address.
+    pub(crate) fn flag_bits(&self) -> u32 {
+        match self.demand.space {
+            BarSpace::Io => 0b11,
+            BarSpace::Memory32 | BarSpace::Memory64 => 0xf,
+        }
+    }
+
     /// Which registers it takes, one bit each.
     pub(crate) fn registers(demand: &BarDemand) -> u32 {
         let width = if demand.space == BarSpace::Memory64 {

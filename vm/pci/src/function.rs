@@ -10,7 +10,7 @@ use nyx_device::{
     FunctionDemand, Hit, IrqController, Lifecycle, Placement, RegionId, Registers, ResetKind, Slot,
     Space, Target, UnitName,
 };
-use nyx_inspect::{Counter, Field, Inspect, Leaf, Visitor};
+use nyx_inspect::{About, Counter, Field, Inspect, Leaf, Visitor};
 use nyx_state::{Blob, Persist, RestoreError, SaveError};
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -156,6 +156,23 @@ impl Function {
             };
         }
         self.config.define(header::COMMAND, &enabled.to_le_bytes());
+        self
+    }
+
+    /// Makes it come up as a function does that is plugged in while the guest runs: no BAR is
+    /// assigned, nothing decodes (PCI Local Bus 3.0 §6.1). The guest places it among what it knows of;
+    /// the plan's addresses, where the guest may have put another one by now, count from the next
+    /// reset on.
+    #[must_use]
+    pub fn hot_plugged(mut self) -> Self {
+        self.config.set(header::COMMAND, &[0; 2]);
+        for bar in &self.bars {
+            let flags = self.config.u32(bar.register()) & bar.flag_bits();
+            self.config.set(bar.register(), &flags.to_le_bytes());
+            if bar.demand.space == BarSpace::Memory64 {
+                self.config.set(bar.register() + 4, &[0; 4]);
+            }
+        }
         self
     }
 
@@ -628,7 +645,15 @@ impl Inspect for Function {
         v.leaf("power_state", Leaf::Number(self.power_state().into()));
         v.child("bars", &Bars(self));
         v.child("interrupts", &*self.port);
+        v.about(&About::metric(
+            "pci_refused_mappings",
+            "Windows of a PCI function that the guest put where another is.",
+        ));
         self.refused_mappings.visit("refused_mappings", v);
+        v.about(&About::metric(
+            "pci_refused_doorbells",
+            "Doorbells that the hypervisor did not take; each costs exits.",
+        ));
         self.refused_doorbells.visit("refused_doorbells", v);
         v.child("device", &*self.device);
     }

@@ -7,7 +7,7 @@
 use crate::saved::SavedVector;
 use crate::spec::msix;
 use nyx_device::{AccessResult, BadAccess, FunctionDemand, IrqLine, Msi, MsiSink, PciPort};
-use nyx_inspect::{Counter, Inspect, Leaf, Visitor};
+use nyx_inspect::{About, Counter, Inspect, Leaf, Visitor};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -311,6 +311,10 @@ impl Inspect for Port {
         v.leaf("vectors_unmasked", count(|vector| !vector.masked));
         v.leaf("vectors_pending", count(|vector| vector.pending));
         v.leaf("intx_asserted", Leaf::Flag(self.is_pin_asserted()));
+        v.about(&About::metric(
+            "pci_messages",
+            "Message interrupts that a PCI function sent.",
+        ));
         v.leaf("messages", Leaf::Count(self.messages.get()));
     }
 }

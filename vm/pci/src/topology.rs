@@ -7,6 +7,7 @@ use nyx_device::{Bdf, Slot};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A function could not be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,7 +20,20 @@ pub enum AttachError {
     NoAddress(Bdf),
 }
 
-type Table = BTreeMap<u16, Arc<Slot<Function>>>;
+type Table = BTreeMap<u16, Place>;
+
+/// A function, and whether it answers.
+#[derive(Clone)]
+struct Place {
+    slot: Arc<Slot<Function>>,
+    present: Arc<AtomicBool>,
+}
+
+impl Place {
+    fn is_present(&self) -> bool {
+        self.present.load(Ordering::Acquire)
+    }
+}
 
 #[derive(Default)]
 struct Routes {
@@ -56,7 +70,8 @@ impl Topology {
         if table.contains_key(&rid) {
             return Err(AttachError::Occupied(bdf));
         }
-        table.insert(rid, slot);
+        let present = Arc::new(AtomicBool::new(true));
+        table.insert(rid, Place { slot, present });
         self.routes.table.store(Arc::new(table));
         Ok(Attachment {
             routes: self.routes.clone(),
@@ -70,7 +85,12 @@ impl Topology {
         let rid = bdf.rid().0;
         let done = table
             .get(&rid)
-            .and_then(|slot| slot.with(|function| function.config_read(offset, data)));
+            .filter(|place| place.is_present())
+            .and_then(|place| {
+                place
+                    .slot
+                    .with(|function| function.config_read(offset, data))
+            });
         if done.is_none() {
             data.fill(0xff);
             return;
@@ -90,8 +110,18 @@ impl Topology {
     /// Writes configuration space at `offset`.
     pub fn write(&self, bdf: Bdf, offset: u16, data: &[u8]) {
         let table = self.routes.table.load();
-        if let Some(slot) = table.get(&bdf.rid().0) {
-            slot.with(|function| function.config_write(offset, data));
+        if let Some(place) = table.get(&bdf.rid().0).filter(|place| place.is_present()) {
+            place
+                .slot
+                .with(|function| function.config_write(offset, data));
+        }
+    }
+
+    /// Makes the function at `bdf`, if there is one, answer or not: one that its guest has ejected
+    /// is not there any more, though it is still to be taken apart.
+    pub fn set_present(&self, bdf: Bdf, present: bool) {
+        if let Some(place) = self.routes.table.load().get(&bdf.rid().0) {
+            place.present.store(present, Ordering::Release);
         }
     }
 

@@ -1,7 +1,7 @@
 //! How a virtio device interrupts its driver, whatever the transport.
 
 use nyx_device::{FaultKind, FaultPort, IrqLine, PciPort};
-use nyx_inspect::{Counter, Inspect};
+use nyx_inspect::{Counter, Gauge, Inspect};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -22,9 +22,22 @@ pub(crate) enum Exit {
     Line(IrqLine),
 }
 
+/// What one queue has done since its device was made. Written by the queue's task only.
+#[derive(Debug, Default, Inspect)]
+#[inspect(prefix = "virtio_queue")]
+pub(crate) struct QueueCounters {
+    /// Requests returned to the driver.
+    pub(crate) requests: Counter,
+    /// Requests that the device has taken and not yet returned.
+    pub(crate) depth: Gauge,
+    /// Times the driver rang the doorbell and was heard; rings in quick succession count once.
+    pub(crate) notifications: Counter,
+}
+
 /// Interrupts of one device, shared between its transport and its workers. Lock-free when message
 /// interrupts are in use.
 #[derive(Inspect)]
+#[inspect(prefix = "virtio")]
 pub struct Interrupt {
     #[inspect(skip)]
     exit: Exit,
@@ -44,8 +57,16 @@ pub struct Interrupt {
     config_vector: AtomicU16,
     #[inspect(skip)]
     queue_vectors: Vec<AtomicU16>,
+    /// Here because this is what transport and queues share; shown with the transport's queues.
+    #[inspect(skip)]
+    pub(crate) queues: Vec<Arc<QueueCounters>>,
+    /// Interrupts that a virtio device sent its driver.
+    #[inspect(metric = "interrupts", label(reason = "queue"))]
     queue_interrupts: Counter,
+    /// Interrupts that a virtio device sent its driver.
+    #[inspect(metric = "interrupts", label(reason = "config"))]
     config_interrupts: Counter,
+    /// Times a driver broke the rules of a queue or of its device.
     broken_rings: Counter,
 }
 
@@ -61,6 +82,7 @@ impl Interrupt {
             driver_ok: AtomicBool::new(false),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            queues: (0..queues).map(|_| Arc::default()).collect(),
             queue_interrupts: Counter::default(),
             config_interrupts: Counter::default(),
             broken_rings: Counter::default(),

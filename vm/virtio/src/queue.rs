@@ -6,7 +6,7 @@
 //! is bounded by the queue size, and a broken ring is an error, never a wrong access.
 
 use crate::chain::{Chain, Descriptor};
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, QueueCounters};
 use nyx_memory::{DmaView, PinError, PinnedRange};
 use nyx_reactor::EventFd;
 use smallvec::SmallVec;
@@ -119,6 +119,8 @@ pub struct VirtQueue {
     signalled: u16,
     /// No interrupt was considered yet, so the first one is sent without comparing.
     unsignalled: bool,
+    // Statistics
+    counters: Arc<QueueCounters>,
 }
 
 const DESCRIPTOR: usize = 16;
@@ -147,6 +149,10 @@ impl VirtQueue {
             view.pin_range(GuestAddress(address), len, Permissions::ReadWrite)
                 .map_err(|pin| QueueError::Ring { queue: index, pin })
         };
+        let counters = interrupt.queues.get(usize::from(index));
+        let counters = counters.cloned().unwrap_or_default();
+        // Nothing outlives the queue that was there before.
+        counters.depth.set(0);
         // The two bytes of used_event and avail_event are part of the layout whether or not the
         // feature was negotiated (§2.7.6, §2.7.8).
         Ok(Self {
@@ -161,6 +167,7 @@ impl VirtQueue {
             next_used: progress.next_used,
             signalled: progress.next_used,
             unsignalled: true,
+            counters,
             interrupt,
             kick,
         })
@@ -179,6 +186,15 @@ impl VirtQueue {
     /// Signalled when the driver made chains available.
     pub fn kick_event(&self) -> &Arc<EventFd> {
         &self.kick
+    }
+
+    /// Takes note of the driver's kick; whether there was one.
+    pub fn take_kick(&self) -> bool {
+        let kicked = self.kick.clear();
+        if kicked {
+            self.counters.notifications.bump();
+        }
+        kicked
     }
 
     /// How far it has come.
@@ -221,12 +237,16 @@ impl VirtQueue {
         let head = self.available.load_u16(entry).unwrap_or(u16::MAX);
         let chain = self.chain(head, view)?;
         self.next_available = self.next_available.wrapping_add(1);
+        let depth = &self.counters.depth;
+        depth.set(depth.get().saturating_add(1));
         Ok(Some(chain))
     }
 
     /// Gives the chain taken last back, as if it had not been taken.
     pub fn undo_pop(&mut self) {
         self.next_available = self.next_available.wrapping_sub(1);
+        let depth = &self.counters.depth;
+        depth.set(depth.get().saturating_sub(1));
     }
 
     fn chain(&self, head: u16, view: &DmaView<'_>) -> Result<Chain, QueueError> {
@@ -319,6 +339,11 @@ impl VirtQueue {
         len.copy_from_slice(&written.to_le_bytes());
         self.used.write(entry, bytes);
         self.next_used = self.next_used.wrapping_add(1);
+        let QueueCounters {
+            requests, depth, ..
+        } = &*self.counters;
+        requests.bump();
+        depth.set(depth.get().saturating_sub(1));
     }
 
     /// Shows the driver everything filled.

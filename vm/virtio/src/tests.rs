@@ -79,7 +79,7 @@ impl QueueTask for MirrorTask {
         poller.add(&**self.queue.kick_event(), 0, Interest::Readable)
     }
     fn ready(&mut self, _: u64, _: &Poller) -> Result<Progress, TaskError> {
-        self.queue.kick_event().clear();
+        self.queue.take_kick();
         self.serve()
     }
     fn resume(&mut self, _: &Poller) -> Result<Progress, TaskError> {
@@ -437,6 +437,39 @@ fn a_driver_gets_its_buffers_back_and_an_interrupt() {
         for n in 0..20 {
             assert_eq!(rig.mirror([n; 4]), [n; 4], "the rings wrap");
         }
+    });
+}
+
+#[test]
+fn queues_count_what_they_carry() {
+    both(|attach| {
+        let mut rig = busy(attach);
+        let queue = |rig: &Rig| Json::of(&*rig.slot)["queues"]["0"].clone();
+        rig.wait("the kick", || queue(&rig)["depth"] == 1);
+        assert_eq!(queue(&rig)["requests"], 0);
+        assert_eq!(queue(&rig)["notifications"], 1);
+        *rig.held.lock() = false;
+        rig.kick();
+        rig.wait("the slow chain", || rig.used() == 1);
+        rig.wait("the counters", || queue(&rig)["requests"] == 1);
+        assert_eq!(queue(&rig)["depth"], 0);
+        rig.mirror(*b"next");
+        rig.wait("the counters", || queue(&rig)["requests"] == 2);
+        // Accesses of the guest are counted by the slot.
+        let mut word = [0; 4];
+        nyx_device::Target::read(&*rig.slot, Hit::new(0, 0), &mut word);
+        nyx_device::Target::write(&*rig.slot, Hit::new(0, 0), &word);
+        let unit = rig.slot.take();
+        nyx_device::Target::read(&*rig.slot, Hit::new(0, 0), &mut word);
+        drop(unit);
+        assert_eq!(word, [0xff; 4]);
+        let tree = Json::of(&*rig.slot);
+        // The empty slot reads ones and refuses.
+        assert_eq!(
+            (&tree["window_reads"], &tree["window_writes"]),
+            (&1.into(), &1.into())
+        );
+        assert!(tree["refused_accesses"].as_u64().unwrap() >= 1);
     });
 }
 

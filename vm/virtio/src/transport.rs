@@ -11,12 +11,12 @@
 //! Queue configuration is taken by value at DRIVER_OK; later writes to it are refused and counted.
 
 use crate::device::{Activation, VirtioDevice};
-use crate::interrupt::{Exit, Interrupt};
+use crate::interrupt::{Exit, Interrupt, QueueCounters};
 use crate::queue::{QueueLayout, QueueProgress, VirtQueue};
 use crate::saved;
 use crate::worker::Worker;
 use nyx_device::{BadAccess, Drain, Threads};
-use nyx_inspect::{Counter, Inspect, Leaf, Visitor};
+use nyx_inspect::{About, Counter, Inspect, Leaf, Visitor};
 use nyx_memory::DmaSpace;
 use nyx_reactor::EventFd;
 use nyx_state::{RestoreError, SaveError};
@@ -572,19 +572,39 @@ impl Inspect for Transport {
         v.leaf("features_offered", Leaf::Hex(self.offered));
         v.leaf("features_accepted", Leaf::Hex(self.accepted));
         v.leaf("workers", Leaf::Number(self.workers.len() as u64));
+        v.about(&About::metric(
+            "virtio_activations",
+            "Times a driver set its virtio device to work.",
+        ));
         v.leaf("activations", Leaf::Count(self.activations.get()));
+        v.about(&About::metric(
+            "virtio_resets",
+            "Times a driver reset its virtio device.",
+        ));
         v.leaf("resets", Leaf::Count(self.resets.get()));
+        v.about(&About::metric(
+            "virtio_refused_writes",
+            "Writes of a driver to its virtio device's registers that came at the wrong time.",
+        ));
         v.leaf("refused_writes", Leaf::Count(self.refused_writes.get()));
         v.child("interrupt", &*self.interrupt);
-        struct Queues<'a>(&'a [QueueSetup]);
+        struct Queues<'a>(&'a [QueueSetup], &'a [Arc<QueueCounters>]);
         impl Inspect for Queues<'_> {
             fn inspect(&self, v: &mut dyn Visitor) {
-                for (i, q) in self.0.iter().enumerate() {
-                    v.child(&i.to_string(), q);
+                for (i, (setup, counters)) in self.0.iter().zip(self.1).enumerate() {
+                    v.about(&About::key("queue"));
+                    v.child(&i.to_string(), &Queue(setup, counters));
                 }
             }
         }
-        v.child("queues", &Queues(&self.queues));
+        struct Queue<'a>(&'a QueueSetup, &'a QueueCounters);
+        impl Inspect for Queue<'_> {
+            fn inspect(&self, v: &mut dyn Visitor) {
+                self.0.inspect(v);
+                self.1.inspect(v);
+            }
+        }
+        v.child("queues", &Queues(&self.queues, &self.interrupt.queues));
         struct Model<'a>(&'a dyn VirtioDevice);
         impl Inspect for Model<'_> {
             fn inspect(&self, v: &mut dyn Visitor) {

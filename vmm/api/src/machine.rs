@@ -164,6 +164,7 @@ impl Default for StopRequest {
 /// How to remove a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Removal {
     /// Take it away even if the guest does not let go of it.
     #[serde(default)]
@@ -185,7 +186,8 @@ pub struct LogEntry {
     pub message: String,
     /// More of it.
     #[serde(default)]
-    pub fields: std::collections::BTreeMap<String, String>,
+    #[schema(value_type = Object)]
+    pub fields: std::collections::BTreeMap<String, serde_json::Value>,
 }
 
 /// Which entries the journal takes: `*=info,device=debug`.
@@ -197,6 +199,14 @@ pub struct LogFilter {
     pub filter: String,
 }
 
+/// Whether spans are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tracing {
+    /// They are.
+    pub enabled: bool,
+}
+
 /// Whether all is well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Health {
@@ -205,4 +215,33 @@ pub struct Health {
     /// Each check with its result.
     #[schema(value_type = Object)]
     pub checks: serde_json::Value,
+}
+
+/// A vCPU at a moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VcpuState {
+    /// Which.
+    pub index: u32,
+    /// Registers by name, and what the vCPU does.
+    #[schema(value_type = Object)]
+    pub registers: serde_json::Value,
+    /// Bytes from the stack pointer on, as hexadecimal digits, as far as they are mapped and were asked for.
+    pub stack: String,
+}
+
+/// Where to listen for a debugger.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GdbRequest {
+    /// `PORT`, `HOST:PORT` on this host's loopback, or `unix:PATH`; a socket in the machine's runtime folder by default.
+    #[serde(default)]
+    #[schema(max_length = 256)]
+    pub listen: Option<String>,
+}
+
+/// Where a debugger may connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GdbAddress {
+    /// What gdb's `target remote` takes.
+    pub address: String,
 }

@@ -47,7 +47,7 @@ pub const EVENTS: &str = "/v1/machine/events";
 pub const LOGS: &str = "/v1/machine/logs";
 /// `GET` and `PUT` a [`LogFilter`](crate::LogFilter).
 pub const LOG_FILTER: &str = "/v1/machine/logs/filter";
-/// `GET`: spans as Chrome trace JSON, for Perfetto.
+/// `GET`: spans as Chrome trace JSON, for Perfetto; `PUT` a [`Tracing`](crate::Tracing): keep them from now on, or no longer.
 pub const TRACE: &str = "/v1/machine/trace";
 /// `GET`: the performance report, with bottlenecks.
 pub const REPORT: &str = "/v1/machine/metrics/report";
@@ -59,12 +59,17 @@ pub const HEALTH: &str = "/v1/machine/health";
 pub const OPERATIONS: &str = "/v1/operations";
 /// One operation.
 pub const OPERATION: &str = "/v1/operations/{id}";
-/// `GET`: registers of a vCPU as JSON.
+/// `GET`: every vCPU at one moment: registers, and `stack=N` bytes from the stack pointer on as hexadecimal
+/// digits ([`VcpuState`](crate::VcpuState)).
+pub const VCPUS: &str = "/v1/machine/vcpus";
+/// `GET`: registers of a vCPU as JSON ([`VcpuState`](crate::VcpuState)).
 pub const REGISTERS: &str = "/v1/machine/vcpus/{index}/registers";
 /// `GET`: guest memory, raw (`?address=0x…&length=N`, `&vcpu=N` makes the address virtual there).
 pub const MEMORY: &str = "/v1/machine/memory";
-/// `POST` a `GdbRequest`: listen for a debugger.
+/// `PUT` a [`GdbRequest`](crate::GdbRequest): listen for a debugger; `DELETE`: no longer.
 pub const GDB: &str = "/v1/machine/gdb";
+/// `GET`: why the boot failed, or how far it is: what `nyx why` shows.
+pub const WHY: &str = "/v1/machine/why";
 /// `GET`: the OpenAPI document.
 pub const OPENAPI: &str = "/v1/openapi.json";
 /// `GET`: Prometheus text.

@@ -1,24 +1,33 @@
 //! The one owner of a machine: hears what happens, decides, acts.
 //!
 //! ```text
-//!   built ──start──▶ running ──off, kill──▶ ended
-//!                     ▲   │
+//!   built ──start──▶ running ──pause──▶ paused        any ──off, stop, kill──▶ ended
+//!                     ▲   │  ◀─resume──
 //!                     └───┘ reset: quiesce, reset units and vCPUs, load again
 //! ```
+//!
+//! It is a thread with a mailbox. What it decides is on the [`Board`](crate::board::Board), so that nobody who
+//! only wants to know waits for it. An operation that waits for the guest (a stop, a removal) is kept in
+//! `pending` and holds nothing up; one that brings the machine to rest is done on the spot.
+
+use crate::admission::Admission;
+use crate::control::{Control, Desk, Request};
+mod devices;
 
 use crate::firmware::{FirmwareError, entry_state};
+use crate::mailbox::{Mailbox, Message, Waiting};
 use crate::prepare::Prepared;
+use nyx_api::{Code, Happening, Phase, Problem, Progress};
 use nyx_boot::RamContent;
 use nyx_catalog::{Backends, KINDS};
-use nyx_device::{
-    Fault, FaultSink, GenerationChange, PowerButton, PowerRequest, PowerSink, ResetKind,
-};
+use nyx_device::{Fault, FaultKind, GenerationChange, PowerButton, PowerRequest, ResetKind};
+use nyx_diagnose::Stage;
 use nyx_hypervisor::{Hypervisor, SystemEvent};
-use nyx_inspect::Json;
-use nyx_machine::{AssembleError, Machine, Ports, StuckUnits, VcpuEvent, VcpuSink};
+use nyx_metrics::{Metrics, Setup};
+use nyx_machine::{AssembleError, Machine, Ports, StuckUnits, VcpuEvent};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// How a machine ended.
@@ -28,6 +37,8 @@ pub enum Ending {
     PoweredOff,
     /// Somebody stopped it.
     Stopped,
+    /// Somebody killed it: nothing was written back.
+    Killed,
     /// The guest said that it panicked.
     GuestPanic,
     /// The guest's CPU gave up (triple fault).
@@ -37,6 +48,29 @@ pub enum Ending {
     },
     /// The machine could not go on.
     Broken(String),
+}
+
+impl Ending {
+    /// Its name in events and bundles.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PoweredOff => "powered-off",
+            Self::Stopped => "stopped",
+            Self::Killed => "killed",
+            Self::GuestPanic => "guest-panic",
+            Self::TripleFault { .. } => "triple-fault",
+            Self::Broken(_) => "broken",
+        }
+    }
+
+    /// More about it, for a person.
+    pub fn detail(&self) -> Option<String> {
+        match self {
+            Self::TripleFault { vcpu } => Some(format!("vCPU {vcpu} gave up")),
+            Self::Broken(why) => Some(why.clone()),
+            Self::PoweredOff | Self::Stopped | Self::Killed | Self::GuestPanic => None,
+        }
+    }
 }
 
 /// A machine could not be run.
@@ -53,19 +87,6 @@ pub enum RunError {
     Entry(String),
 }
 
-/// Asked of a running machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Press the power button.
-    PowerButton,
-    /// Reset the platform.
-    Reset,
-    /// Inject an NMI.
-    Nmi,
-    /// Switch off at once.
-    Stop,
-}
-
 /// Something its user may want to hear of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
@@ -78,107 +99,18 @@ pub enum Notice {
     Fault(Fault),
     /// So many faults were reported that further ones stay untold.
     FaultsMuted,
+    /// The machine is paused because a disk of the host is full.
+    PausedWithoutSpace {
+        /// The device that has something to write.
+        unit: String,
+    },
 }
 
-enum Message {
-    Power(PowerRequest),
-    Vcpu(u32, VcpuEvent),
-    Fault(Fault),
-    Command(Command),
-}
-
-/// How much of what a guest can cause at will waits in the mailbox: the owner may be held up, by a
-/// terminal that nobody reads.
-#[derive(Default)]
-struct Waiting {
-    faults: AtomicUsize,
-    /// One bit for each kind of power request.
-    power: AtomicU8,
-}
-
-/// Faults that wait to be heard, at most.
-const MOST_FAULTS: usize = 256;
-
-fn bit(request: &PowerRequest) -> u8 {
-    match request {
-        PowerRequest::Off => 1,
-        PowerRequest::Reset => 2,
-        PowerRequest::GuestPanic => 4,
-    }
-}
-
-impl Waiting {
-    /// Whether there is room for `message`, which then waits.
-    fn admit(&self, message: &Message) -> bool {
-        match message {
-            Message::Fault(_) => {
-                let most = |waiting| (waiting < MOST_FAULTS).then_some(waiting + 1);
-                let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
-                self.faults.fetch_update(set, get, most).is_ok()
-            }
-            // One that waits says it all.
-            Message::Power(request) => {
-                let bit = bit(request);
-                self.power.fetch_or(bit, Ordering::AcqRel) & bit == 0
-            }
-            // A vCPU rests after an event, and users are not the guest.
-            Message::Vcpu(..) | Message::Command(_) => true,
-        }
-    }
-
-    /// `message` has left the mailbox.
-    fn heard(&self, message: &Message) {
-        match message {
-            Message::Fault(_) => {
-                self.faults.fetch_sub(1, Ordering::AcqRel);
-            }
-            Message::Power(request) => {
-                self.power.fetch_and(!bit(request), Ordering::AcqRel);
-            }
-            Message::Vcpu(..) | Message::Command(_) => {}
-        }
-    }
-}
-
-struct Mailbox {
-    mail: Sender<Message>,
-    waiting: Arc<Waiting>,
-}
-
-impl Mailbox {
-    fn put(&self, message: Message) {
-        if self.waiting.admit(&message) {
-            // An actor that has ended hears nothing.
-            let _ = self.mail.send(message);
-        }
-    }
-}
-
-impl FaultSink for Mailbox {
-    fn fault(&self, fault: Fault) {
-        self.put(Message::Fault(fault));
-    }
-}
-impl PowerSink for Mailbox {
-    fn request(&self, request: PowerRequest) {
-        self.put(Message::Power(request));
-    }
-}
-impl VcpuSink for Mailbox {
-    fn event(&self, vcpu: u32, event: VcpuEvent) {
-        self.put(Message::Vcpu(vcpu, event));
-    }
-}
-
-/// Sends commands to a machine from any thread.
-#[derive(Clone)]
-pub struct Control(Sender<Message>);
-
-impl Control {
-    /// Asks; a machine that has ended does not hear.
-    pub fn send(&self, command: Command) {
-        let _ = self.0.send(Message::Command(command));
-    }
+/// How a machine is to start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// It waits for [`Request::Resume`] before its first instruction.
+    pub paused: bool,
 }
 
 /// A machine and the mailbox of its owner.
@@ -187,10 +119,55 @@ pub struct Vmm {
     prepared: Prepared,
     mail: Receiver<Message>,
     waiting: Arc<Waiting>,
+    /// What devices that come later report to, and what opens their backends.
+    mailbox: Arc<Mailbox>,
+    backends: Backends,
     control: Control,
     notice: Box<dyn Fn(Notice) + Send>,
-    resets: u64,
+    /// Operations that have not started.
+    queue: VecDeque<(u64, Request)>,
+    /// Operations that wait for the guest.
+    pending: Vec<Pending>,
+    faults: u64,
     quiesce_timeout: Duration,
+    finish_timeout: Duration,
+}
+
+/// An operation that waits for the guest.
+struct Pending {
+    id: u64,
+    begun: Instant,
+    deadline: Instant,
+    what: Wait,
+}
+
+/// What the guest is to do.
+#[derive(PartialEq, Eq)]
+enum Wait {
+    /// Switch itself off, or it is stopped at the deadline.
+    PowerOff,
+    /// Let go of the device of this name, or it stays.
+    Ejection(String),
+    /// Notice that the device of this name is gone.
+    Parting(String),
+}
+
+impl Wait {
+    fn describe(&self) -> String {
+        match self {
+            Self::PowerOff => "waiting for the guest to switch itself off".into(),
+            Self::Ejection(name) => format!("waiting for the guest to let go of {name}"),
+            Self::Parting(name) => format!("giving the guest a moment to notice that {name} is gone"),
+        }
+    }
+
+    /// The device that it is about.
+    fn device(&self) -> Option<&str> {
+        match self {
+            Self::PowerOff => None,
+            Self::Ejection(name) | Self::Parting(name) => Some(name),
+        }
+    }
 }
 
 /// A unit that has not come to rest by then is stuck.
@@ -199,51 +176,88 @@ const QUIESCE_TIMEOUT: Duration = Duration::from_secs(30);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Faults beyond this many are not shown.
 const SHOWN_FAULTS: u64 = 64;
+/// How often the progress of a wait is told.
+const TICK: Duration = Duration::from_secs(1);
 
 impl Vmm {
-    /// Assembles the machine and loads it, at rest. `escape` hears console escapes; `notice` hears
-    /// what a user may want to know.
+    /// Assembles the machine and loads it, at rest. `notice` hears what a user may want to know.
     pub fn new(
         prepared: Prepared,
         hypervisor: &dyn Hypervisor,
         backends: &Backends,
+        desk: Desk,
         notice: Box<dyn Fn(Notice) + Send>,
     ) -> Result<Self, RunError> {
-        let (tell, mail) = channel();
-        let waiting = Arc::new(Waiting::default());
+        let Desk { mail, control } = desk;
+        let waiting = control.0.waiting.clone();
         let mailbox = Arc::new(Mailbox {
-            mail: tell.clone(),
+            mail: control.mail(),
             waiting: waiting.clone(),
         });
         let ports = Ports {
             faults: mailbox.clone(),
             power: mailbox.clone(),
-            vcpus: mailbox,
+            vcpus: mailbox.clone(),
+            hotplug: mailbox.clone(),
             backends,
         };
+        let boot = tracing::info_span!(target: "boot", "assemble").entered();
         let machine = Machine::assemble(prepared.plan.clone(), KINDS, hypervisor, &ports)?;
+        drop(boot);
+        control.introduce(prepared.config.clone(), machine.clock());
         let vmm = Self {
             machine,
             prepared,
             mail,
             waiting,
-            control: Control(tell),
+            mailbox,
+            backends: backends.clone(),
+            control,
             notice,
-            resets: 0,
+            queue: VecDeque::new(),
+            pending: Vec::new(),
+            faults: 0,
             quiesce_timeout: QUIESCE_TIMEOUT,
+            finish_timeout: FINISH_TIMEOUT,
         };
         vmm.load(RamContent::Zero)?;
+        *vmm.control.0.watchers.debug.lock() = Some(vmm.machine.debug_port());
+        vmm.show();
         Ok(vmm)
     }
 
-    /// A handle to command the machine with.
+    /// A handle to steer the machine with.
     pub fn control(&self) -> Control {
         self.control.clone()
     }
 
+    /// A debugger's way to vCPUs and memory. It keeps guest memory alive: drop it with the machine.
+    pub fn debug_port(&self) -> nyx_machine::DebugPort {
+        self.machine.debug_port()
+    }
+
     /// The machine's state tree.
     pub fn inspect(&self) -> serde_json::Value {
-        Json::of(&self.machine)
+        self.control.inspect()
+    }
+
+    /// Lets watchers see what the machine consists of now.
+    fn show(&self) {
+        let view = self.machine.view();
+        let watchers = &self.control.0.watchers;
+        match watchers.metrics.get() {
+            Some(metrics) => metrics.set_tree(Arc::new(view.clone())),
+            None => {
+                let plan = self.machine.plan();
+                let memory = plan.layout.ram.iter().map(|range| range.len).sum();
+                let name = self.control.identity().name.as_str();
+                let setup = Setup::new(name, plan.topology.count, memory);
+                let metrics = Metrics::new(setup, Arc::new(view.clone()));
+                // Nobody else sets it.
+                let _ = watchers.metrics.set(Arc::new(metrics));
+            }
+        }
+        self.control.show(view, self.machine.plan().clone());
     }
 
     fn load(&self, content: RamContent) -> Result<(), RunError> {
@@ -254,6 +268,7 @@ impl Vmm {
             initrd,
             ..
         } = &self.prepared;
+        let _span = tracing::info_span!(target: "boot", "load").entered();
         tables.install(&self.machine.ram(), boot, kernel, initrd.as_ref(), content)?;
         self.machine
             .set_entry(entry_state(&boot.entry))
@@ -261,89 +276,314 @@ impl Vmm {
     }
 
     /// Runs the machine to its end. It can be inspected then.
-    pub fn run(&mut self) -> Ending {
+    pub fn run(&mut self, start: Start) -> Ending {
+        let identity = self.control.identity();
+        tracing::info!(target: "audit", machine = identity.name, id = identity.id, "the machine starts");
+        if !start.paused {
+            self.start();
+        }
         let ending = self.serve();
-        self.machine.finish(Instant::now() + FINISH_TIMEOUT);
+        if ending != Ending::Killed {
+            self.machine.finish(Instant::now() + self.finish_timeout);
+        }
+        let detail = ending.detail();
+        tracing::info!(target: "vm", ending = ending.name(), detail, "the machine has ended");
+        tracing::info!(target: "audit", ending = ending.name(), "the machine has ended");
+        self.control.0.board.end(ending.name().into(), detail);
+        // A debugger hears of the end from its server.
+        self.control.close_gdb();
+        *self.control.0.watchers.debug.lock() = None;
+        if let Some(metrics) = self.control.metrics() {
+            metrics.stop();
+        }
         ending
     }
 
     fn serve(&mut self) -> Ending {
-        self.start();
-        let mut faults = 0_u64;
         loop {
-            // The control handle keeps the channel open, so receiving cannot fail.
-            let Ok(message) = self.mail.recv() else {
-                return Ending::Stopped;
+            let message = match self.next_look() {
+                None => self.mail.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => {
+                    let left = at.saturating_duration_since(Instant::now());
+                    self.mail.recv_timeout(left)
+                }
             };
-            self.waiting.heard(&message);
-            match message {
-                Message::Power(PowerRequest::Off)
-                | Message::Vcpu(_, VcpuEvent::System(SystemEvent::Shutdown)) => {
-                    return Ending::PoweredOff;
+            let ending = match message {
+                Ok(message) => {
+                    self.waiting.heard(&message);
+                    self.hear(message)
                 }
-                Message::Power(PowerRequest::Reset)
-                | Message::Command(Command::Reset)
-                | Message::Vcpu(_, VcpuEvent::System(SystemEvent::Reset)) => {
-                    if let Err(ending) = self.reset() {
-                        return ending;
-                    }
-                }
-                Message::Power(PowerRequest::GuestPanic)
-                | Message::Vcpu(_, VcpuEvent::System(SystemEvent::Crash)) => {
-                    return Ending::GuestPanic;
-                }
-                Message::Vcpu(vcpu, VcpuEvent::TripleFault) => {
-                    return Ending::TripleFault { vcpu };
-                }
-                Message::Vcpu(vcpu, event) => return broken(vcpu, &event),
-                Message::Fault(fault) => {
-                    faults += 1;
-                    match faults {
-                        ..=SHOWN_FAULTS => (self.notice)(Notice::Fault(fault)),
-                        n if n == SHOWN_FAULTS + 1 => (self.notice)(Notice::FaultsMuted),
-                        // The guest decides how often it misbehaves; the user's terminal is not
-                        // its to fill. Devices count on.
-                        _ => {}
-                    }
-                }
-                Message::Command(Command::PowerButton) => {
-                    if let Some(button) = self.machine.extensions().get::<PowerButton>() {
-                        button.press();
-                    }
-                }
-                Message::Command(Command::Nmi) => self.machine.nmi(),
-                Message::Command(Command::Stop) => return Ending::Stopped,
+                Err(RecvTimeoutError::Timeout) => None,
+                // The control handle keeps the channel open, so this cannot come.
+                Err(RecvTimeoutError::Disconnected) => Some(Ending::Stopped),
+            };
+            if let Some(ending) = ending.or_else(|| self.look_after_pending()) {
+                return ending;
             }
         }
+    }
+
+    fn hear(&mut self, message: Message) -> Option<Ending> {
+        match message {
+            Message::Power(PowerRequest::Off)
+            | Message::Vcpu(_, VcpuEvent::System(SystemEvent::Shutdown)) => {
+                Some(Ending::PoweredOff)
+            }
+            Message::Power(PowerRequest::Reset)
+            | Message::Vcpu(_, VcpuEvent::System(SystemEvent::Reset)) => {
+                self.reset("guest").err().map(Ending::Broken)
+            }
+            Message::Power(PowerRequest::GuestPanic)
+            | Message::Vcpu(_, VcpuEvent::System(SystemEvent::Crash)) => Some(Ending::GuestPanic),
+            Message::Vcpu(vcpu, VcpuEvent::TripleFault) => Some(Ending::TripleFault { vcpu }),
+            Message::Vcpu(vcpu, event) => Some(broken(vcpu, &event)),
+            Message::Fault(fault) => {
+                let full = (fault.kind == FaultKind::NoSpace).then(|| fault.unit.to_string());
+                self.fault(fault);
+                if let Some(unit) = full {
+                    self.wait_for_space(unit);
+                }
+                None
+            }
+            Message::Operation(id, request) => {
+                self.queue.push_back((id, request));
+                self.work_off()
+            }
+            Message::Look => self.work_off(),
+            Message::Ejected => {
+                self.complete_ejections();
+                self.work_off()
+            }
+        }
+    }
+
+    /// Brings the machine to rest until somebody has made room and resumes it.
+    fn wait_for_space(&mut self, unit: String) {
+        // At rest already, by the same fault of another request perhaps.
+        if self.control.phase() != Phase::Running {
+            return;
+        }
+        match self.pause() {
+            Ok(()) => {
+                tracing::warn!(target: "vm", unit, "paused: the host has no room for what the guest writes");
+                (self.notice)(Notice::PausedWithoutSpace { unit });
+            }
+            Err(problem) => tracing::error!(target: "vm", unit, "{problem}"),
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        self.faults += 1;
+        // The guest decides how often it misbehaves; the user's terminal and the journal are not its to
+        // fill. Devices count on.
+        if self.faults <= SHOWN_FAULTS {
+            let Fault { unit, what, .. } = &fault;
+            tracing::warn!(target: "device", unit = &**unit, "{what}");
+            self.control.happened(Happening::Fault {
+                unit: unit.to_string(),
+                what: what.to_string(),
+            });
+            (self.notice)(Notice::Fault(fault));
+        } else if self.faults == SHOWN_FAULTS + 1 {
+            tracing::warn!(target: "device", "further faults are counted only");
+            self.control.happened(Happening::FaultsMuted);
+            (self.notice)(Notice::FaultsMuted);
+        }
+    }
+
+    /// Starts what waits and may start now.
+    fn work_off(&mut self) -> Option<Ending> {
+        for (id, request) in std::mem::take(&mut self.queue) {
+            match self.control.0.board.begin(id) {
+                Admission::Now => {
+                    let kind = request.kind();
+                    tracing::info!(target: "vm", operation = id, "{kind}");
+                    let _span =
+                        tracing::info_span!(target: "vm", "operation", id, kind = kind.name())
+                            .entered();
+                    if let Some(ending) = self.execute(id, request) {
+                        return Some(ending);
+                    }
+                }
+                Admission::After(_) => self.queue.push_back((id, request)),
+                Admission::Refuse(code, why, mend) => {
+                    let why = format!("{}: {why}", request.kind());
+                    let problem = Problem::new(code, why).mend(mend);
+                    self.control.0.board.finish(id, Err(problem));
+                }
+            }
+        }
+        None
+    }
+
+    fn execute(&mut self, id: u64, request: Request) -> Option<Ending> {
+        let result = match request {
+            Request::Kill => return Some(Ending::Killed),
+            Request::Stop { timeout } => {
+                // A guest that does not run cannot switch itself off.
+                let asked = !timeout.is_zero()
+                    && self.control.phase() == Phase::Running
+                    && self.press_power_button().is_ok();
+                if !asked {
+                    return Some(Ending::Stopped);
+                }
+                let begun = Instant::now();
+                self.pending.push(Pending {
+                    id,
+                    begun,
+                    deadline: begun + timeout,
+                    what: Wait::PowerOff,
+                });
+                return None;
+            }
+            Request::Pause => self.pause(),
+            Request::Resume => {
+                self.start();
+                Ok(())
+            }
+            Request::PowerButton => self.press_power_button(),
+            Request::Nmi => {
+                self.machine.nmi();
+                Ok(())
+            }
+            Request::Reset => match self.reset("operator") {
+                Ok(()) => Ok(()),
+                Err(why) => {
+                    let problem = Problem::new(Code::Failed, why.clone());
+                    self.control.0.board.finish(id, Err(problem));
+                    return Some(Ending::Broken(why));
+                }
+            },
+            Request::AddDisk(_) | Request::AddNet(_) => self.add_device(&request),
+            Request::RemoveDisk { name, force } | Request::RemoveNet { name, force } => {
+                match self.remove_device(id, &name, force) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => return None,
+                    Err(problem) => Err(problem),
+                }
+            }
+        };
+        if let Err(problem) = &result {
+            tracing::warn!(target: "vm", operation = id, "{problem}");
+        }
+        self.control.0.board.finish(id, result);
+        None
+    }
+
+    fn press_power_button(&self) -> Result<(), Problem> {
+        match self.machine.extensions().get::<PowerButton>() {
+            Some(button) => {
+                button.press();
+                Ok(())
+            }
+            None => Err(Problem::new(
+                Code::Unsupported,
+                "this machine has no power button",
+            )),
+        }
+    }
+
+    /// When to look after operations that wait for the guest.
+    fn next_look(&self) -> Option<Instant> {
+        let tick = Instant::now() + TICK;
+        let deadlines = self.pending.iter().map(|p| p.deadline.min(tick));
+        deadlines.min()
+    }
+
+    /// Tells how far waits are, drops those that were cancelled, and ends the machine whose time is up.
+    fn look_after_pending(&mut self) -> Option<Ending> {
+        if self.pending.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let board = &self.control.0.board;
+        let before = self.pending.len();
+        let cancelled = |wait: &mut Pending| {
+            let open = board.operation(wait.id).is_some_and(|o| !o.state.is_final());
+            if open {
+                let total = wait.deadline - wait.begun;
+                let progress = Progress {
+                    done: (now - wait.begun).min(total).as_secs(),
+                    total: total.as_secs(),
+                    what: wait.what.describe(),
+                };
+                let can_be_cancelled = !matches!(wait.what, Wait::Parting(_));
+                board.progress(wait.id, can_be_cancelled, progress);
+            }
+            !open
+        };
+        let cancelled: Vec<_> = self.pending.extract_if(.., cancelled).collect();
+        let is_over = |wait: &Pending| wait.what == Wait::PowerOff && wait.deadline <= now;
+        if self.pending.iter().any(is_over) {
+            return Some(Ending::Stopped);
+        }
+        self.give_up(cancelled);
+        if self.pending.len() < before {
+            // What was cancelled may have been in the way.
+            return self.work_off();
+        }
+        None
     }
 
     fn start(&mut self) {
-        (self.notice)(Notice::Started {
-            resets: self.resets,
-        });
+        let resets = self.control.0.board.resets();
+        if self.control.phase() != Phase::Paused {
+            (self.notice)(Notice::Started { resets });
+        }
+        if let Some(recorder) = self.control.recorder() {
+            match (self.control.phase(), resets) {
+                (Phase::Paused, _) => {}
+                (_, 0) => recorder.mark(Stage::Guest),
+                _ => recorder.restarted(),
+            }
+        }
+        tracing::info!(target: "vm", resets, "the guest runs");
         self.machine.start();
+        self.control.0.board.enter(Phase::Running);
     }
 
-    fn reset(&mut self) -> Result<(), Ending> {
+    fn pause(&mut self) -> Result<(), Problem> {
         let deadline = Instant::now() + self.quiesce_timeout;
-        let stuck = |e: StuckUnits| Ending::Broken(format!("cannot reset: {e}"));
+        let quiesced = self.machine.quiesce(deadline).map_err(|e| {
+            Problem::new(Code::Failed, format!("cannot pause: {e}"))
+                .mend("what is stuck works on; try again, or kill the machine")
+        })?;
+        quiesced.keep();
+        self.control.0.board.enter(Phase::Paused);
+        Ok(())
+    }
+
+    /// Resets the platform; a machine that was at rest stays at rest. After an error it cannot go on.
+    fn reset(&mut self, by: &str) -> Result<(), String> {
+        let phase = self.control.phase();
+        self.control.0.board.enter(Phase::Resetting);
+        let deadline = Instant::now() + self.quiesce_timeout;
+        let stuck = |e: StuckUnits| format!("cannot reset: {e}");
         let mut quiesced = self.machine.quiesce(deadline).map_err(stuck)?;
         let reset = quiesced.reset(ResetKind::Warm);
         quiesced.keep();
-        reset.map_err(|e| Ending::Broken(format!("cannot reset: {e}")))?;
-        // Requests of the guest that was are void now; commands of users are not.
+        // Removals that the guest was busy with are done.
+        let gone = self.machine.take_departed();
+        self.departed(&gone);
+        reset.map_err(|e| format!("cannot reset: {e}"))?;
+        // Requests of the guest that was are void now; those of users are not.
         let mail: Vec<_> = self.mail.try_iter().collect();
         for message in mail {
-            if matches!(message, Message::Command(_) | Message::Fault(_)) {
-                let _ = self.control.0.send(message);
-            } else {
+            if matches!(message, Message::Power(_) | Message::Vcpu(..)) {
                 self.waiting.heard(&message);
+            } else {
+                self.control.send(message);
             }
         }
         self.load(RamContent::Unknown)
-            .map_err(|e| Ending::Broken(format!("cannot load after a reset: {e}")))?;
-        self.resets += 1;
-        self.start();
+            .map_err(|e| format!("cannot load after a reset: {e}"))?;
+        let resets = self.control.0.board.count_reset(by);
+        tracing::info!(target: "vm", resets, by, "reset");
+        if phase == Phase::Paused {
+            self.control.0.board.enter(Phase::Paused);
+        } else {
+            self.start();
+        }
         Ok(())
     }
 
@@ -362,39 +602,4 @@ fn broken(vcpu: u32, event: &VcpuEvent) -> Ending {
         VcpuEvent::TripleFault => format!("vCPU {vcpu}: triple fault"),
         VcpuEvent::System(event) => format!("vCPU {vcpu}: unknown system event {event:?}"),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fault() -> Fault {
-        Fault {
-            unit: "a".into(),
-            kind: nyx_device::FaultKind::Protocol,
-            what: "again".into(),
-        }
-    }
-
-    #[test]
-    fn a_guest_cannot_fill_the_mailbox_nor_keep_others_out_of_it() {
-        let (mail, inbox) = channel();
-        let waiting = Arc::new(Waiting::default());
-        let mailbox = Mailbox {
-            mail,
-            waiting: waiting.clone(),
-        };
-        for _ in 0..2 * MOST_FAULTS {
-            mailbox.fault(fault());
-            mailbox.request(PowerRequest::Reset);
-        }
-        mailbox.request(PowerRequest::Off);
-        mailbox.event(0, VcpuEvent::TripleFault);
-        let heard: Vec<_> = inbox.try_iter().collect();
-        assert_eq!(heard.len(), MOST_FAULTS + 3);
-        heard.iter().for_each(|message| waiting.heard(message));
-        mailbox.fault(fault());
-        mailbox.request(PowerRequest::Reset);
-        assert_eq!(inbox.try_iter().count(), 2, "what was heard makes room");
-    }
 }

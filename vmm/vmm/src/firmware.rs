@@ -89,6 +89,10 @@ fn platform(plan: &MachinePlan, kinds: &[&dyn AnyKind]) -> Result<AcpiPlatform, 
                     scope: Scope::Pci0,
                     aml,
                 },
+                Fragment::Events(aml) => nyx_acpi::Fragment {
+                    scope: Scope::Gpe,
+                    aml,
+                },
             });
         }
     }

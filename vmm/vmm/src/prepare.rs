@@ -60,6 +60,8 @@ fn sentences<E: std::fmt::Display>(errors: &[E]) -> String {
 
 /// A machine ready to be assembled.
 pub struct Prepared {
+    /// What its user said.
+    pub config: VmConfig,
     /// What it is.
     pub spec: VmSpec,
     /// Where everything is.
@@ -74,6 +76,7 @@ pub struct Prepared {
 impl Prepared {
     /// Validates, opens the kernel, looks at the disks, plans, and builds the tables.
     pub fn new(config: &VmConfig, host: &HostSource<'_>) -> Result<Self, PrepareError> {
+        let _span = tracing::info_span!(target: "boot", "prepare").entered();
         let spec = config.validate().map_err(PrepareError::Spec)?;
         let kernel = Kernel::open(&spec.boot.kernel)?;
         let initrd = spec.boot.initrd.as_ref().map(Initrd::open).transpose()?;
@@ -82,6 +85,7 @@ impl Prepared {
         let tables = Tables::build(&plan, KINDS)?;
         let boot = tables.boot_plan(&plan, &kernel, initrd.as_ref())?;
         Ok(Self {
+            config: config.clone(),
             spec,
             plan,
             tables,

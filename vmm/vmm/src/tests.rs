@@ -83,3 +83,57 @@ fn a_thousand_cpus_and_thirty_disks_still_fit_their_tables() {
         assert!(listing(&text).contains("APIC"), "{cpus}");
     }
 }
+
+/// Runs a tool of ACPICA in `folder`; `None`, with the reason printed, when it is not installed.
+fn acpica(folder: &Path, tool: &str, arguments: &[&str]) -> Option<String> {
+    let ran = std::process::Command::new(tool)
+        .args(arguments)
+        .current_dir(folder)
+        .output();
+    match ran {
+        Ok(output) => Some(
+            String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr),
+        ),
+        Err(error) => {
+            println!("skipped: cannot run {tool} ({error}); Debian has it in acpica-tools");
+            None
+        }
+    }
+}
+
+#[test]
+fn acpica_compiles_and_evaluates_what_devices_add_to_the_dsdt() {
+    let text = "memory = \"256M\"\nboot.kernel = \"k\"\n[[disks]]\npath = \"d\"\n";
+    let spec = parse_toml(text).unwrap().validate().unwrap();
+    let plan = resolve(&spec, &HOST, KINDS, &[]).unwrap();
+    let tables = Tables::build(&plan, KINDS).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let dsdt = tables.acpi().table(b"DSDT").unwrap();
+    fs::write(folder.path().join("dsdt.aml"), &dsdt.bytes).unwrap();
+    let Some(said) = acpica(folder.path(), "iasl", &["-d", "dsdt.aml"]) else {
+        return;
+    };
+    for word in ["Error", "Warning", "Invalid", "incorrect", "Unknown"] {
+        assert!(!said.contains(word), "{said}");
+    }
+    let said = acpica(folder.path(), "iasl", &["-tc", "dsdt.dsl"]).unwrap();
+    assert!(said.contains("0 Errors, 0 Warnings"), "{said}");
+    fs::write(folder.path().join("dsdt.aml"), &dsdt.bytes).unwrap();
+
+    // The tool keeps what is written to I/O ports.
+    let evaluate = |what: &str| acpica(folder.path(), "acpiexec", &["-b", what, "dsdt.aml"]);
+    let eject = "evaluate \\_SB.PCI0.S04._EJ0 1; evaluate \\_SB.PCI0.PHPE";
+    let Some(said) = evaluate(eject) else { return };
+    assert!(said.contains("0000000000000010"), "{said}");
+    let said = evaluate("evaluate \\_SB.PCI0.PHPN 18 1").unwrap();
+    for slot in ["S01_", "S04_"] {
+        let notified = |line: &str| line.contains("Notify") && line.contains(slot);
+        assert!(said.lines().any(notified), "{slot}: {said}");
+    }
+    assert!(!said.contains("S02_"), "{said}");
+    let said = evaluate("evaluate \\_GPE._E01").unwrap();
+    assert!(!said.contains("AE_") && !said.contains("Notify on"), "{said}");
+    let said = evaluate("evaluate \\_SB.PCI0.S1F._ADR").unwrap();
+    assert!(said.contains("00000000001F0000"), "{said}");
+}

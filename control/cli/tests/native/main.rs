@@ -5,8 +5,10 @@
     reason = "a test that cannot go on fails by panicking, in its helpers too"
 )]
 
+mod api;
 mod consoles;
 mod endings;
 mod machines;
+mod operating;
 mod refusals;
 mod rig;

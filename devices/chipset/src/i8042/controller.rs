@@ -60,6 +60,7 @@ pub(super) struct Output {
 
 /// The controller and what is attached to it.
 #[derive(Inspect)]
+#[inspect(prefix = "i8042")]
 pub struct I8042 {
     // Wiring
     #[inspect(skip)]
@@ -87,7 +88,10 @@ pub struct I8042 {
     keyboard: Keyboard,
     mouse: Mouse,
     // Statistics
+    /// Resets that the guest asked for through the keyboard controller.
     resets: Counter,
+    /// Bytes for which a buffer of the keyboard controller had no room.
+    #[inspect(metric = "lost_bytes", label(port = "controller"))]
     lost_replies: Counter,
 }
 

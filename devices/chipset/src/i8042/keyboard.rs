@@ -20,6 +20,7 @@ const TYPEMATIC: u8 = 0x2b;
 
 /// A keyboard.
 #[derive(Debug, Inspect)]
+#[inspect(prefix = "i8042")]
 pub(super) struct Keyboard {
     scanning: bool,
     #[inspect(hex)]
@@ -34,6 +35,8 @@ pub(super) struct Keyboard {
     last_sent: u8,
     #[inspect(skip)]
     buffer: VecDeque<u8>,
+    /// Bytes for which a buffer of the keyboard controller had no room.
+    #[inspect(metric = "lost_bytes", label(port = "keyboard"))]
     lost: Counter,
 }
 

@@ -19,6 +19,7 @@ const STILL: [u8; 3] = [0x08, 0, 0];
 
 /// A mouse.
 #[derive(Debug, Inspect)]
+#[inspect(prefix = "i8042")]
 pub(super) struct Mouse {
     reporting: bool,
     remote: bool,
@@ -31,6 +32,8 @@ pub(super) struct Mouse {
     awaiting: u8,
     #[inspect(skip)]
     buffer: VecDeque<u8>,
+    /// Bytes for which a buffer of the keyboard controller had no room.
+    #[inspect(metric = "lost_bytes", label(port = "mouse"))]
     lost: Counter,
 }
 

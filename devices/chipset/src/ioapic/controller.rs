@@ -6,7 +6,7 @@ use nyx_device::{
     AccessResult, BadAccess, Device, Drain, Hit, IoapicRoutePort, IrqController, Lifecycle, Msi,
     MsiSink, Registers, ResetKind, read_register,
 };
-use nyx_inspect::{Counter, Inspect, Leaf, Visitor};
+use nyx_inspect::{About, Counter, Inspect, Leaf, Visitor};
 use nyx_state::{Persist, RestoreError, SaveError};
 use std::sync::Arc;
 
@@ -336,6 +336,10 @@ impl Inspect for Pin<'_> {
         v.leaf("level_triggered", Leaf::Flag(self.entry.is_level()));
         v.leaf("in_service", Leaf::Flag(self.entry.is_in_service()));
         v.leaf("high", Leaf::Flag(self.high));
+        v.about(&About::metric(
+            "ioapic_interrupts",
+            "Interrupts that the I/O APIC sent, by pin.",
+        ));
         v.leaf("delivered", Leaf::Count(self.delivered.get()));
     }
 }
@@ -346,6 +350,7 @@ impl Inspect for Ioapic {
         v.leaf("select", Leaf::Hex(self.select.into()));
         let pins = self.entries.iter().zip(&self.levels).zip(&self.delivered);
         for (number, ((entry, high), delivered)) in pins.enumerate() {
+            v.about(&About::key("pin"));
             v.child(
                 &format!("pin{number}"),
                 &Pin {
@@ -355,7 +360,15 @@ impl Inspect for Ioapic {
                 },
             );
         }
+        v.about(&About::metric(
+            "ioapic_ends_of_interrupt",
+            "Ends of level-triggered interrupts that the I/O APIC heard of.",
+        ));
         v.leaf("ended", Leaf::Count(self.ended.get()));
+        v.about(&About::metric(
+            "ioapic_lost_edges",
+            "Edges that came while their pin was masked.",
+        ));
         v.leaf("lost_edges", Leaf::Count(self.lost_edges.get()));
     }
 }

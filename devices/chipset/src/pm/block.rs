@@ -4,8 +4,8 @@ use super::saved::SavedPm;
 use super::{GPE0, PM_TIMER, PM1_CONTROL, PM1_EVENT, S5_TYPE};
 use crate::ports::{read_each, write_each};
 use nyx_device::{
-    AccessResult, Device, Drain, Hit, IrqLine, Lifecycle, PowerButton, PowerPort, PowerRequest,
-    Registers, ResetKind, Timer, VmClock,
+    AccessResult, Device, Drain, GeneralEvents, Hit, IrqLine, Lifecycle, PowerButton, PowerPort,
+    PowerRequest, Registers, ResetKind, Timer, VmClock,
 };
 use nyx_inspect::{Counter, Inspect};
 use nyx_state::{Persist, RestoreError, SaveError};
@@ -42,6 +42,7 @@ pub(super) const CONTROL_KEPT: u16 = BUS_MASTER_RELOAD | SLEEP_TYPE;
 
 /// The fixed hardware.
 #[derive(Inspect)]
+#[inspect(prefix = "pm")]
 pub struct Pm {
     // Wiring
     #[inspect(skip)]
@@ -54,6 +55,8 @@ pub struct Pm {
     power: PowerPort,
     #[inspect(skip)]
     button: Option<Arc<PowerButton>>,
+    #[inspect(skip)]
+    events: Option<Arc<GeneralEvents>>,
     running: bool,
     /// Just restored, perhaps before the clock: what the timer did until then is history.
     restored: bool,
@@ -71,19 +74,24 @@ pub struct Pm {
     /// Changes of the timer's top bit that the status has taken in.
     seen_changes: u64,
     // Statistics
+    /// Times the power button was pressed.
     button_presses: Counter,
+    /// Wraps of the power-management timer that the guest asked to hear of.
     timer_overflows: Counter,
+    /// Times the guest asked to sleep or to switch off.
     sleeps: Counter,
 }
 
 impl Pm {
-    /// The block in its reset state. `overflow` wakes it; `button`, if any, is its power button.
+    /// The block in its reset state. `overflow` wakes it; `button`, if any, is its power button, and
+    /// `events` are where general purpose events come from.
     pub fn new(
         sci: IrqLine,
         clock: VmClock,
         overflow: Timer,
         power: PowerPort,
         button: Option<Arc<PowerButton>>,
+        events: Option<Arc<GeneralEvents>>,
     ) -> Self {
         Self {
             sci,
@@ -91,6 +99,7 @@ impl Pm {
             overflow,
             power,
             button,
+            events,
             running: false,
             restored: false,
             status: 0,
@@ -169,6 +178,14 @@ impl Pm {
             .is_some_and(|button| button.take_press())
         {
             self.press_power_button();
+        }
+    }
+
+    /// Latches what was raised. The status is state of the machine like any other, so it does not
+    /// wait for a pause to end; the SCI does.
+    fn take_events(&mut self) {
+        if let Some(events) = &self.events {
+            self.gpe_status |= events.take();
         }
     }
 
@@ -269,6 +286,7 @@ impl Lifecycle for Pm {
             overflow: _,
             power: _,
             button: _,
+            events: _,
             running: _,
             restored,
             status,
@@ -290,6 +308,7 @@ impl Lifecycle for Pm {
     }
 
     fn wake(&mut self) {
+        self.take_events();
         // A press while the machine is paused waits for it to go on.
         if self.running {
             self.take_press();
@@ -308,6 +327,7 @@ impl Persist for Pm {
             overflow: _,
             power: _,
             button: _,
+            events: _,
             running: _,
             restored: _,
             status: _,

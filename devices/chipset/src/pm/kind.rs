@@ -2,8 +2,8 @@
 
 use super::{LEN, Pm};
 use nyx_device::{
-    Attach, BoxError, ConfigError, Demand, Device, DeviceKind, IrqDemand, PowerButton, Space,
-    Window, Wiring,
+    Attach, BoxError, ConfigError, Demand, Device, DeviceKind, GeneralEvents, IrqDemand,
+    PowerButton, Space, Window, Wiring,
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,10 @@ impl DeviceKind for Pm {
         if let Some(button) = &button {
             button.bind(&wiring.waker);
         }
+        let events = wiring.extensions.get::<GeneralEvents>();
+        if let Some(events) = &events {
+            events.bind(&wiring.waker);
+        }
         let (clock, power) = (wiring.clock.clone(), wiring.power.clone());
         Ok(Box::new(Self::new(
             sci,
@@ -71,6 +75,7 @@ impl DeviceKind for Pm {
             wiring.timer(),
             power,
             button,
+            events,
         )))
     }
 }

@@ -1,7 +1,7 @@
 //! Timer, button, sleep and events.
 
 use super::*;
-use nyx_device::{AnyUnit, Device, Hit, PowerButton, PowerRequest, Registers, Slot};
+use nyx_device::{AnyUnit, Device, GeneralEvents, Hit, PowerButton, PowerRequest, Registers, Slot};
 use nyx_testkit::{Bench, conformance, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,7 +142,7 @@ fn general_purpose_events_share_the_sci() {
     let mut wiring = bench.wiring();
     let timer = wiring.timer();
     let sci = wiring.irq("sci").unwrap();
-    let mut pm = Pm::new(sci, bench.clock.clone(), timer, wiring.power.clone(), None);
+    let mut pm = Pm::new(sci, bench.clock.clone(), timer, wiring.power.clone(), None, None);
     pm.raise_event(17);
     assert!(!bench.pins.is_high(SCI));
     pm.write(Hit::new(0, 0x26), &[0x02]).unwrap();
@@ -153,6 +153,40 @@ fn general_purpose_events_share_the_sci() {
     pm.write(Hit::new(0, GPE0.into()), &status).unwrap();
     assert!(!bench.pins.is_high(SCI));
     pm.raise_event(200);
+}
+
+#[test]
+fn an_event_raised_elsewhere_is_latched_at_once_and_heard_after_a_pause() {
+    let mut bench = Bench::new::<Pm>(json!({}));
+    let events = Arc::new(GeneralEvents::default());
+    bench.extensions.offer(events.clone());
+    let slot = bench.plug(bench.build::<Pm>());
+    let status = || {
+        let mut data = [0; 4];
+        slot.with(|d| d.read(Hit::new(0, GPE0.into()), &mut data))
+            .unwrap()
+            .unwrap();
+        u32::from_le_bytes(data)
+    };
+    slot.with(|d| d.write(Hit::new(0, u64::from(GPE0) + 4), &[2]))
+        .unwrap()
+        .unwrap();
+    events.raise(1);
+    assert!(!bench.pins.is_high(SCI), "it is not started yet");
+    slot.start();
+    assert!(bench.pins.is_high(SCI));
+    assert_eq!(status(), 2);
+    slot.with(|d| d.write(Hit::new(0, GPE0.into()), &[2]))
+        .unwrap()
+        .unwrap();
+    assert!(!bench.pins.is_high(SCI));
+    drop(AnyUnit::stop(&*slot));
+    events.raise(1);
+    // A snapshot of the pause holds the event.
+    let blob = slot.save().unwrap().unwrap();
+    let other = Board::new();
+    other.slot.restore(&blob).unwrap();
+    assert!(other.sci());
 }
 
 #[test]

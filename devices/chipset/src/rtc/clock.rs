@@ -6,7 +6,7 @@ use crate::ports::{read_each, write_each};
 use nyx_device::{
     AccessResult, Device, Drain, Hit, IrqLine, Lifecycle, Registers, ResetKind, Timer, VmClock,
 };
-use nyx_inspect::{Counter, Inspect, Leaf, Visitor};
+use nyx_inspect::{About, Counter, Inspect, Leaf, Visitor};
 use nyx_state::{Persist, RestoreError, SaveError};
 use std::time::Duration;
 
@@ -588,7 +588,15 @@ impl Inspect for Rtc {
             v.leaf(name, Leaf::Hex(self.memory[register].into()));
         }
         v.leaf("flags", Leaf::Hex(self.present_flags().into()));
+        v.about(&About::metric(
+            "rtc_interrupts",
+            "Interrupts of the real-time clock.",
+        ));
         v.leaf("interrupts", Leaf::Count(self.interrupts.get()));
+        v.about(&About::metric(
+            "rtc_time_sets",
+            "Times the guest set the real-time clock.",
+        ));
         v.leaf("time_sets", Leaf::Count(self.time_sets.get()));
     }
 }

@@ -72,7 +72,7 @@ impl DeviceKind for Serial {
     fn build(config: SerialConfig, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>, BoxError> {
         let irq = wiring.irq("intr")?;
         let mut backend = match &config.backend {
-            Some(spec) => Some(wiring.backends.char(spec)?),
+            Some(spec) => Some(wiring.backends.char(&wiring.placement.name, spec)?),
             None => None,
         };
         if let Some(backend) = &mut backend {

@@ -24,6 +24,7 @@ pub(super) struct Received {
 
 /// A 16550A serial port.
 #[derive(Inspect)]
+#[inspect(prefix = "serial")]
 pub struct Serial {
     // Wiring
     #[inspect(skip)]
@@ -67,11 +68,21 @@ pub struct Serial {
     #[inspect(skip)]
     queue: VecDeque<u8>,
     // Statistics
+    /// Bytes carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "rx"))]
     rx_bytes: Counter,
+    /// Bytes carried: rx to the guest, tx from it.
+    #[inspect(metric = "bytes", label(direction = "tx"))]
     tx_bytes: Counter,
+    /// Bytes of the guest that the backend did not take in time.
+    #[inspect(metric = "dropped_bytes")]
     tx_dropped: Counter,
+    /// Bytes that came while the receiver was full.
     overruns: Counter,
+    /// Failed reads and writes of the backend.
     backend_errors: Counter,
+    /// Bytes of the guest waiting for the backend.
+    #[inspect(metric = "queued_bytes")]
     tx_queued: Gauge,
 }
 

@@ -6,7 +6,7 @@ use nyx_device::{
     AccessResult, BadAccess, Device, Drain, FaultKind, FaultPort, GenerationChange, Hit, IrqLine,
     Lifecycle, Registers, ResetKind,
 };
-use nyx_inspect::{Counter, Inspect, Leaf, Visitor};
+use nyx_inspect::{About, Counter, Inspect, Leaf, Visitor};
 use nyx_memory::DmaSpace;
 use nyx_state::{Persist, RestoreError, SaveError};
 use std::sync::Arc;
@@ -191,6 +191,10 @@ impl Inspect for VmGenId {
         v.leaf("id", Leaf::Text(self.id.to_string()));
         v.leaf("address", Leaf::Hex(self.address.0));
         v.leaf("notice_due", Leaf::Flag(self.notice_due));
+        v.about(&About::metric(
+            "vmgenid_changes",
+            "New generations of the machine, such as after a restore.",
+        ));
         v.leaf("changes", Leaf::Count(self.changes.get()));
     }
 }

@@ -4,12 +4,14 @@ use super::Medium;
 use super::request::{self, Extents, Request, Rules};
 use crate::queues::BATCH;
 use nyx_device::{BlockDone, BlockOp, BlockQueue, BlockRequest, FaultKind};
+use nyx_inspect::Histogram;
 use nyx_memory::{DmaSpace, DmaView};
 use nyx_reactor::{Interest, Poller};
 use nyx_virtio::{Chain, Patience, Progress, QueueTask, TaskError, VirtQueue};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 
 const KICK: u64 = 0;
@@ -26,6 +28,43 @@ enum Next {
     Flush,
     /// More ranges to discard or zero.
     Ranges { left: Extents, zeroes: bool },
+}
+
+/// Which latency a backend request counts towards.
+#[derive(Clone, Copy)]
+enum Timed {
+    Read,
+    Write,
+    Flush,
+    Discard,
+}
+
+impl Timed {
+    fn of(op: &BlockOp) -> Self {
+        match op {
+            BlockOp::Read(_) => Self::Read,
+            BlockOp::Write(_) => Self::Write,
+            BlockOp::Flush => Self::Flush,
+            BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => Self::Discard,
+        }
+    }
+
+    fn histogram(self, medium: &Medium) -> &Histogram {
+        let counters = &medium.counters;
+        match self {
+            Self::Read => &counters.read_latency,
+            Self::Write => &counters.write_latency,
+            Self::Flush => &counters.flush_latency,
+            Self::Discard => &counters.discard_latency,
+        }
+    }
+}
+
+/// What a slot holds.
+struct Flight {
+    request: InFlight,
+    timed: Timed,
+    since: Instant,
 }
 
 /// A request the backend works on.
@@ -47,14 +86,17 @@ pub(crate) struct BlkTask {
     write_through: bool,
     // State
     /// Indexed by request id; as many as the queue has entries.
-    slots: Vec<Option<InFlight>>,
+    slots: Vec<Option<Flight>>,
     free: Vec<u16>,
     done: Vec<BlockDone>,
     /// Requests were answered that the driver does not see yet.
     answered: bool,
-    /// Requests were handed to the backend since the last kick.
-    submitted: bool,
+    /// Requests were handed to the backend since the last kick, the first of them at this time: reading
+    /// the clock for each would cost more than the difference tells.
+    submitted: Option<Instant>,
     draining: bool,
+    /// Writes for which the backend had no room; at most as many as the queue has entries.
+    held: Vec<Chain>,
     patience: Patience,
 }
 
@@ -78,8 +120,9 @@ impl BlkTask {
             medium,
             write_through,
             answered: false,
-            submitted: false,
+            submitted: None,
             draining: false,
+            held: Vec::new(),
             patience: Patience::default(),
         }
     }
@@ -235,45 +278,75 @@ impl BlkTask {
     fn submit(&mut self, request: InFlight, offset: u64, op: BlockOp) {
         // A slot is free: `serve` takes no chain without one, and a follow-up reuses its own.
         let Some(id) = self.free.pop() else { return };
+        let since = *self.submitted.get_or_insert_with(Instant::now);
         if let Some(slot) = self.slots.get_mut(usize::from(id)) {
-            *slot = Some(request);
+            *slot = Some(Flight {
+                request,
+                timed: Timed::of(&op),
+                since,
+            });
         }
         self.io.submit(BlockRequest {
             id: id.into(),
             offset,
             op,
         });
-        self.submitted = true;
     }
 
     /// Hands submissions to the kernel and takes completions until neither leads to the other.
     fn reap(&mut self, view: &DmaView<'_>) -> Result<(), TaskError> {
         loop {
-            if std::mem::take(&mut self.submitted) {
+            if self.submitted.take().is_some() {
                 self.io.kick()?;
             }
             let mut done = std::mem::take(&mut self.done);
             self.io.completions(&mut done);
-            for one in done.drain(..) {
-                self.completed(one, view)?;
+            if !done.is_empty() {
+                let now = Instant::now();
+                for one in done.drain(..) {
+                    self.completed(one, now, view)?;
+                }
             }
             self.done = done;
-            if !self.submitted {
+            if self.submitted.is_none() {
                 return Ok(());
             }
         }
     }
 
-    fn completed(&mut self, done: BlockDone, view: &DmaView<'_>) -> Result<(), TaskError> {
+    fn completed(
+        &mut self,
+        done: BlockDone,
+        now: Instant,
+        view: &DmaView<'_>,
+    ) -> Result<(), TaskError> {
         let id = usize::try_from(done.id).ok();
         let Some(slot) = id.and_then(|id| self.slots.get_mut(id)) else {
             return Ok(());
         };
-        let Some(InFlight { chain, read, next }) = slot.take() else {
+        let Some(flight) = slot.take() else {
             return Ok(());
         };
+        let InFlight { chain, read, next } = flight.request;
+        let took = now.saturating_duration_since(flight.since).as_nanos();
+        // The queues of a device share the histogram.
+        flight
+            .timed
+            .histogram(&self.medium)
+            .record(u64::try_from(took).unwrap_or(u64::MAX));
         self.free.push(done.id as u16);
         if let Err(error) = done.result {
+            if self.medium.hold_without_space && lacks_space(&error) {
+                self.medium.counters.held.inc();
+                self.held.push(chain);
+                if let Some(faults) = &self.medium.faults {
+                    faults.report(
+                        FaultKind::NoSpace,
+                        format_args!("no room for what the guest writes: {error}"),
+                    );
+                }
+                return Ok(());
+            }
             self.medium.counters.failed.inc();
             if !self.medium.complained.swap(true, Ordering::Relaxed)
                 && let Some(faults) = &self.medium.faults
@@ -324,6 +397,15 @@ impl BlkTask {
     }
 }
 
+/// Whether a failed request may work once somebody has made room: the file system is full, or the user's share
+/// of it is.
+fn lacks_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
 impl QueueTask for BlkTask {
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
         poller.add(self.queue.kick_event(), KICK, Interest::Readable)?;
@@ -342,6 +424,13 @@ impl QueueTask for BlkTask {
 
     fn resume(&mut self, _: &Poller) -> Result<Progress, TaskError> {
         self.draining = false;
+        let dma = self.dma.clone();
+        let view = dma.view();
+        // What was kept goes first. It is read anew from the guest's memory, as if it had just come.
+        for chain in std::mem::take(&mut self.held) {
+            self.start(chain, &view)?;
+            self.reap(&view)?;
+        }
         self.serve()
     }
 

@@ -168,6 +168,24 @@ fn reads_return_what_is_on_the_medium() {
 }
 
 #[test]
+fn each_request_counts_towards_the_latency_of_its_kind() {
+    let mut b = bench();
+    b.read(0, 512);
+    b.read(0, 512);
+    assert_eq!(b.status(VIRTIO_BLK_T_OUT, 0, vec![1; 512]), OK);
+    assert_eq!(b.status(VIRTIO_BLK_T_FLUSH, 0, vec![]), OK);
+    // What never reaches the backend has no latency.
+    assert_eq!(b.status(99, 0, vec![]), UNSUPP);
+    let tree = Json::of(&b.blk);
+    let count = |name: &str| tree[name]["count"].as_u64().unwrap();
+    assert_eq!(count("read_latency"), 2);
+    assert_eq!(count("write_latency"), 1);
+    assert_eq!(count("flush_latency"), 1);
+    assert_eq!(count("discard_latency"), 0);
+    assert!(tree["read_latency"]["max_ns"].as_u64().unwrap() > 0);
+}
+
+#[test]
 fn any_framing_means_the_same() {
     let mut b = bench();
     let h = header(VIRTIO_BLK_T_IN, 1);
@@ -387,6 +405,46 @@ fn a_failing_medium_fails_requests_and_not_the_device() {
     b.disk.set_failing(false);
     assert_eq!(b.read(0, 512).bytes[512], OK);
     assert_eq!(b.count("failed"), 2);
+}
+
+#[test]
+fn a_write_without_room_is_kept_until_the_device_was_stopped_and_started() {
+    let config = BlkConfig {
+        hold_without_space: true,
+        ..config()
+    };
+    let mut b = bench_with(&config, |_| (), FLUSH_FEATURE);
+    b.disk.set_full(true);
+    let write = [
+        Part::Read(header(VIRTIO_BLK_T_OUT, 2)),
+        Part::Read(vec![7; 512]),
+        Part::Write(1),
+    ];
+    let head = b.driver.send(&write);
+    b.task.run().unwrap();
+    assert_eq!(b.driver.used(), []);
+    assert_eq!((b.count("held"), b.count("failed")), (1, 0));
+    // Others go on meanwhile, and what is kept does not keep the device from coming to rest.
+    assert_eq!(b.read(0, 512).bytes[512], OK);
+    assert!(b.task.task.drain().unwrap());
+    // Still no room: kept again.
+    b.task.resume();
+    assert_eq!(b.driver.used(), []);
+    assert_eq!(b.count("held"), 2);
+    assert!(b.task.task.drain().unwrap());
+    b.disk.set_full(false);
+    b.task.resume();
+    let used = b.driver.used_one();
+    assert_eq!((used.head, used.bytes[0]), (head, OK));
+    assert_eq!(b.disk.bytes()[1024..1536], [7; 512]);
+}
+
+#[test]
+fn a_write_without_room_is_an_error_when_that_is_wanted() {
+    let mut b = bench();
+    b.disk.set_full(true);
+    assert_eq!(b.status(VIRTIO_BLK_T_OUT, 0, vec![7; 512]), IOERR);
+    assert_eq!((b.count("held"), b.count("failed")), (0, 1));
 }
 
 #[test]

@@ -296,7 +296,7 @@ impl QueueTask for ConsoleTask {
             .into_iter()
             .find(|q| u64::from(q.index()) == token)
         {
-            queue.kick_event().clear();
+            queue.take_kick();
         }
         self.serve(token)
     }

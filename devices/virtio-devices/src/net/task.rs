@@ -159,12 +159,9 @@ impl QueueTask for PairTask {
 
     fn ready(&mut self, token: u64, poller: &Poller) -> Result<Progress, TaskError> {
         match token {
-            RECEIVE_KICK => self.receiver.as_ref().map(|r| r.queue.kick_event().clear()),
-            TRANSMIT_KICK => self
-                .transmitter
-                .as_ref()
-                .map(|t| t.queue.kick_event().clear()),
-            CONTROL_KICK => self.control.as_ref().map(|c| c.queue.kick_event().clear()),
+            RECEIVE_KICK => self.receiver.as_ref().map(|r| r.queue.take_kick()),
+            TRANSMIT_KICK => self.transmitter.as_ref().map(|t| t.queue.take_kick()),
+            CONTROL_KICK => self.control.as_ref().map(|c| c.queue.take_kick()),
             PAIRS => self.shared.pair_event(self.pair).map(|event| event.clear()),
             _ => None,
         };

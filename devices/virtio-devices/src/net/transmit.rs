@@ -76,7 +76,11 @@ impl Transmitter {
                     return Ok(Outcome::Blocked);
                 }
                 Ok(()) => {}
-                Err(_) => self.counters.tx_dropped.inc(),
+                // What the driver got wrong is not the wire's fault.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.counters.tx_dropped.inc();
+                }
+                Err(_) => self.counters.tx_errors.inc(),
             }
             self.queue.fill(chain.head(), 0);
         }

@@ -602,7 +602,7 @@ impl QueueTask for VsockTask {
             _ => &None,
         };
         if let Some(queue) = queue {
-            queue.kick_event().clear();
+            queue.take_kick();
         }
         self.serve(token, poller)
     }

@@ -3,7 +3,15 @@
 use nyx_guest_tests::{GuestTest, Image};
 use nyx_harness::guests::Flavour;
 
-pub(crate) const ALL: &[&GuestTest] = &[&REBOOT, &REBOOT_MMIO, &SEVERAL, &PARTITION, &WHOLE];
+pub(crate) const ALL: &[&GuestTest] = &[
+    &REBOOT,
+    &REBOOT_MMIO,
+    &SEVERAL,
+    &PARTITION,
+    &WHOLE,
+    &OTHERWISE,
+    &FULL,
+];
 
 /// Written, flushed, and there after reboots in the same process; every other device works again too.
 const REBOOT: GuestTest = GuestTest {
@@ -83,7 +91,7 @@ const SEVERAL: GuestTest = GuestTest {
     options: "--cpus 2 --memory 384M --disk $DEBIAN,readonly,serial=debian \
         --disk $D/data,serial=DATA-0123456789,queues=2 \
         --disk $D/direct/data,serial=large,direct,block-size=4096,engine=threads,queues=1 \
-        --disk $D/small/data,serial=full",
+        --disk $D/small/data,serial=full,on_enospc=report",
     cmdline: "root= nyx.system=debian",
     before: r#"
         truncate -s 256M $D/data
@@ -171,6 +179,51 @@ const PARTITION: GuestTest = GuestTest {
         holds "debian checks itself" grep -q "nyx-demo: self-check passed" $D/console
         dd if=$D/disk of=$D/partition bs=1M skip=1 count=768 conv=sparse 2>/dev/null
         holds "file system is clean" e2fsck -fn $D/partition
+    "#,
+    ..GuestTest::NOTHING
+};
+
+/// A full host pauses the machine, and nothing is lost once there is room.
+const FULL: GuestTest = GuestTest {
+    name: "full",
+    options: "--cpus 2 --memory 256M --name full --disk $D/small/data,serial=full",
+    before: r#"
+        mkdir -p $D/small
+        mount -t tmpfs -o size=4m small $D/small
+        truncate -s 64M $D/small/data
+    "#,
+    guest: r#"
+        dd if=/dev/urandom of=/tmp/bytes bs=1M count=16 2>/dev/null
+        say "writing"
+        holds "the write works in the end" dd if=/tmp/bytes of=/dev/vda bs=1M conv=fsync
+        echo 3 >/proc/sys/vm/drop_caches
+        expect "nothing is lost" "$(sha256sum </tmp/bytes)" "$(dd if=/dev/vda bs=1M count=16 2>/dev/null | sha256sum)"
+        expect "no complaints of the kernel" "" "$(complaints)"
+    "#,
+    beside: r#"
+        await "said: writing"
+        is_paused() { $NYX describe full -o json | grep -q '"phase": *"paused"'; }
+        holds "the machine is paused" until_true is_paused
+        holds "nyx says why" grep -q "has no room on the host; the machine is paused" $D/errors
+        # Still no room: paused again, and nothing is lost.
+        $NYX resume full >/dev/null
+        holds "it is paused again" until_true is_paused
+        mount -o remount,size=64m $D/small
+        holds "resumed" $NYX resume full
+    "#,
+    after: r#"
+        umount $D/small
+    "#,
+    ..GuestTest::NOTHING
+};
+
+/// A check of the Debian system that does not hold is told apart.
+const OTHERWISE: GuestTest = GuestTest {
+    name: "otherwise",
+    options: "--cpus 2 --memory 512M --disk $DEBIAN,readonly",
+    cmdline: "nyx.demo=check nyx.cpus=3",
+    after: r#"
+        holds "debian misses a cpu" grep -q "nyx-demo: self-check failed: 2 cpus instead of 3" $D/console
     "#,
     ..GuestTest::NOTHING
 };

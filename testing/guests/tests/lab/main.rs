@@ -8,17 +8,32 @@
     reason = "what cannot be unwrapped fails the test"
 )]
 
+mod diagnosis;
 mod disks;
 mod endings;
+mod hotplug;
 mod machines;
 mod networks;
 
-use nyx_guest_tests::{Ground, GuestTest};
+use anyhow::Result;
+use nyx_guest_tests::{Ground, GuestTest, Report};
 
-const ALL: [&[&GuestTest]; 4] = [machines::ALL, disks::ALL, networks::ALL, endings::ALL];
+const ALL: [&[&GuestTest]; 6] = [
+    machines::ALL,
+    disks::ALL,
+    networks::ALL,
+    endings::ALL,
+    diagnosis::ALL,
+    hotplug::ALL,
+];
 
 /// Boots a lab and in it `tests`, or those of them whose names `NYX_GUEST_TESTS` lists.
 fn run(tests: &[&GuestTest]) {
+    run_judged(tests, |_, _| Ok(()));
+}
+
+/// The same, with checks that `judge` adds.
+fn run_judged(tests: &[&GuestTest], judge: impl Fn(&GuestTest, &mut Report) -> Result<()>) {
     let wanted = std::env::var("NYX_GUEST_TESTS").unwrap_or_default();
     let wanted: Vec<&str> = wanted
         .split([' ', ','])
@@ -33,7 +48,10 @@ fn run(tests: &[&GuestTest]) {
         return;
     }
     let all: Vec<&GuestTest> = ALL.iter().flat_map(|group| group.iter().copied()).collect();
-    Ground::new(&all).unwrap().run_all(&tests).unwrap();
+    Ground::new(&all)
+        .unwrap()
+        .run_judged(&tests, judge)
+        .unwrap();
 }
 
 #[test]
@@ -58,6 +76,18 @@ fn lab_guests_reach_the_world() {
 #[ignore = "boots the lab"]
 fn lab_guests_end_as_they_should() {
     run(endings::ALL);
+}
+
+#[test]
+#[ignore = "boots the lab"]
+fn lab_guests_that_fail_say_why() {
+    run_judged(diagnosis::ALL, diagnosis::judge);
+}
+
+#[test]
+#[ignore = "boots the lab"]
+fn lab_guests_take_devices_that_come_and_go() {
+    run(hotplug::ALL);
 }
 
 #[test]

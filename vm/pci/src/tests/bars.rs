@@ -2,7 +2,9 @@
 
 use super::probe::{Bench, HIGH, MEMORY, PIN, PORTS, TABLE, demand, placement};
 use crate::{BuildError, Function};
-use nyx_device::{BarSpace, Bdf, FaultPort, FunctionDemand, PciPort, Placement, Space};
+use nyx_device::{
+    BarSpace, Bdf, FaultPort, FunctionDemand, Lifecycle, PciPort, Placement, ResetKind, Space,
+};
 use std::sync::Arc;
 
 const MASTER: u16 = 4;
@@ -38,6 +40,30 @@ fn without_decoding_nothing_is_mapped_until_the_guest_says_so() {
     slot.with(|f| f.config_write(4, &[2, 0]));
     assert_eq!(bench.mapped(), [MEMORY, TABLE, HIGH]);
     assert_eq!(bench.spaces.pio.windows().len(), 0);
+}
+
+#[test]
+fn a_function_plugged_into_a_running_machine_claims_nothing_until_it_is_placed() {
+    let bench = Bench::default();
+    let (function, ..) = bench.function(&placement());
+    let faults = FaultPort::new("f".into(), bench.faults.clone());
+    let slot = function.hot_plugged().plug(faults);
+    let read = |at: u16| {
+        let mut data = [0; 4];
+        slot.with(|f| f.config_read(at, &mut data));
+        u32::from_le_bytes(data)
+    };
+    assert_eq!((read(4) & 7, bench.mapped()), (0, vec![]));
+    assert_eq!((read(0x10), read(0x14)), (0, 0));
+    assert_eq!((read(0x18), read(0x1c), read(0x20)), (0xc, 0, 1));
+    // Decoding alone maps nothing.
+    slot.with(|f| f.config_write(4, &[3, 0]));
+    assert_eq!(bench.mapped(), [0; 0]);
+    slot.with(|f| f.config_write(0x10, &0xd000_0000u32.to_le_bytes()));
+    assert_eq!(bench.mapped(), [0xd000_0000]);
+    // A reset puts it where the plan has it.
+    slot.with(|f| f.reset(ResetKind::Warm));
+    assert_eq!(bench.mapped(), [MEMORY, TABLE, HIGH]);
 }
 
 #[test]

@@ -1,0 +1,12 @@
+//! The `nyx` command against machines that tests play, good and bad ones.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on fails by panicking, in its helpers too"
+)]
+
+mod consoles;
+mod hostile;
+mod looking;
+mod rig;
+mod steering;
