@@ -4,6 +4,7 @@
 //! something only beside another from the same run on the same machine. `docs/performance.md` says what
 //! the measures are for.
 
+mod api;
 mod measure;
 mod process;
 mod table;

@@ -1,7 +1,7 @@
 //! Verbs that explain: why a boot failed, what a debugger sees, whether an audit trail is whole.
 
 use crate::complete;
-use crate::exit::{BROKEN, Failure, NOT_FOUND, REFUSED, SUCCESS, tell};
+use crate::exit::{BROKEN, Failure, NOT_FOUND, REFUSED, SUCCESS, note, tell};
 use crate::output::{json, print, print_json, printable};
 use crate::session::{Named, Session};
 use clap::{Args, Subcommand};
@@ -99,7 +99,9 @@ pub(crate) fn why(args: &WhyArgs) -> Result<(), Failure> {
             ),
             _ => Failure::new(
                 NOT_FOUND,
-                format!("no report is kept of a machine called {name:?}, and none runs; `nyx ps` lists those that do"),
+                format!(
+                    "no report is kept of a machine called {name:?}, and none runs; `nyx ps` lists those that do"
+                ),
             ),
         }),
         Err(e) => Err(Failure::new(REFUSED, e.to_string())),
@@ -145,7 +147,9 @@ pub(crate) fn debug(args: &DebugArgs) -> Result<u8, Failure> {
     let status = gdb.status().map_err(|e| {
         Failure::new(
             REFUSED,
-            format!("gdb cannot be started: {e}; install it, or connect another debugger to {address}"),
+            format!(
+                "gdb cannot be started: {e}; install it, or connect another debugger to {address}"
+            ),
         )
     })?;
     Ok(status
@@ -162,16 +166,40 @@ pub(crate) fn stack(args: &StackArgs) -> Result<(), Failure> {
     let named = session.find(&args.name)?;
     let states = session.call(named.client.vcpus(STACK))?;
     let cpus: Vec<Cpu> = states.iter().map(cpu).collect();
+    if let Some(wanted) = args.vcpu
+        && cpus.iter().all(|cpu| cpu.index != wanted)
+    {
+        let last = cpus.len().saturating_sub(1);
+        return Err(Failure::new(
+            NOT_FOUND,
+            format!(
+                "machine `{}` has no vCPU {wanted}; it has 0 to {last}",
+                named.name()
+            ),
+        ));
+    }
     let mut memory = Remote::new(&session, &named);
     let symbols = match &args.symbols {
         Some(path) => {
             let symbols = Symbols::open(path).map_err(|e| Failure::new(REFUSED, e.to_string()))?;
-            Some(aligned(symbols, &mut memory, &cpus, "these symbols do not fit the guest's kernel"))
+            Some(aligned(
+                symbols,
+                &mut memory,
+                &cpus,
+                "these symbols do not fit the guest's kernel",
+            ))
         }
         None => match Symbols::from_guest(&mut memory, &cpus) {
-            Ok(symbols) => Some(aligned(symbols, &mut memory, &cpus, "the kernel's place is a guess")),
+            Ok(symbols) => Some(aligned(
+                symbols,
+                &mut memory,
+                &cpus,
+                "the kernel's place is a guess",
+            )),
             Err(e) => {
-                tell!("nyx: note: no symbols: {e}; --symbols names a vmlinux or System.map");
+                note(&format!(
+                    "no symbols: {e}; --symbols names a vmlinux or System.map"
+                ));
                 None
             }
         },
@@ -185,30 +213,28 @@ pub(crate) fn stack(args: &StackArgs) -> Result<(), Failure> {
         let frames = symbols.stack(&mut memory, cpu);
         let activity = state.registers["activity"].as_str().unwrap_or("running");
         if json() {
-            let frames = frames.iter().map(|frame| {
-                json!({ "address": frame.address, "text": frame.to_string() })
-            });
+            let frames = frames
+                .iter()
+                .map(|frame| json!({ "address": frame.address, "text": frame.to_string() }));
             told.push(json!({
                 "vcpu": cpu.index, "activity": activity, "cpl": cpu.cpl,
                 "frames": frames.collect::<Vec<_>>(),
             }));
             continue;
         }
-        let place = if cpu.cpl == 0 { "in the kernel" } else { "in a program" };
+        let place = match (activity, cpu.cpl) {
+            ("waiting", _) => "not started by the guest",
+            (_, 0) => "in the kernel",
+            _ => "in a program",
+        };
         let mut text = format!("vCPU {}: {}, {place}\n", cpu.index, printable(activity));
         for (number, frame) in frames.iter().enumerate() {
-            text.push_str(&format!("  #{number:<2} {}\n", printable(&frame.to_string())));
+            text.push_str(&format!(
+                "  #{number:<2} {}\n",
+                printable(&frame.to_string())
+            ));
         }
         print(text)?;
-    }
-    if let Some(wanted) = args.vcpu
-        && cpus.iter().all(|cpu| cpu.index != wanted)
-    {
-        let last = cpus.len().saturating_sub(1);
-        return Err(Failure::new(
-            NOT_FOUND,
-            format!("machine `{}` has no vCPU {wanted}; it has 0 to {last}", named.name()),
-        ));
     }
     if json() {
         return print_json(&told);
@@ -216,9 +242,14 @@ pub(crate) fn stack(args: &StackArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn aligned(mut symbols: Symbols, memory: &mut Remote<'_>, cpus: &[Cpu], otherwise: &str) -> Symbols {
+fn aligned(
+    mut symbols: Symbols,
+    memory: &mut Remote<'_>,
+    cpus: &[Cpu],
+    otherwise: &str,
+) -> Symbols {
     if symbols.align(memory, cpus).is_none() {
-        tell!("nyx: note: {otherwise}");
+        note(otherwise);
     }
     symbols
 }
@@ -319,10 +350,18 @@ pub(crate) fn audit(verb: &AuditVerb) -> Result<(), Failure> {
         key.into()
     });
     let report = nyx_journal::audit::verify_file(&args.file, &key).map_err(|e| {
-        let mend = if args.key.is_none() { "; --key names another key" } else { "" };
+        let mend = if args.key.is_none() {
+            "; --key names another key"
+        } else {
+            ""
+        };
         Failure::new(
             REFUSED,
-            format!("{} cannot be verified with {}: {e}{mend}", args.file.display(), key.display()),
+            format!(
+                "{} cannot be verified with {}: {e}{mend}",
+                args.file.display(),
+                key.display()
+            ),
         )
     })?;
     let intact = report.is_intact();
@@ -336,7 +375,11 @@ pub(crate) fn audit(verb: &AuditVerb) -> Result<(), Failure> {
             "{}: intact, {} records{}\n",
             args.file.display(),
             report.records,
-            if report.sealed { ", sealed" } else { ", still being written or not closed in order" }
+            if report.sealed {
+                ", sealed"
+            } else {
+                ", still being written or not closed in order"
+            }
         ))?;
     } else {
         for finding in &report.findings {

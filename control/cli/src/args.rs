@@ -13,8 +13,8 @@ use crate::watch::{EventsArgs, LogFilterArgs, LogsArgs};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use nyx_spec::{
     BootConfig, ByteSize, ConsoleConfig, Cpus, DebugConsoleConfig, DiskConfig, HugePageSize,
-    MemoryConfig, MemoryValue, NetConfig, OnEnospc, Rng, Transport, VmConfig, VsockConfig, parse_json,
-    parse_options, parse_toml,
+    MemoryConfig, MemoryValue, NetConfig, OnEnospc, Rng, Transport, VmConfig, VsockConfig,
+    parse_json, parse_options, parse_toml,
 };
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,14 @@ use std::path::{Path, PathBuf};
 )]
 pub(crate) struct Cli {
     /// How results and errors are printed
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
     pub(crate) output: Format,
     #[command(subcommand)]
     pub(crate) verb: Verb,
@@ -116,16 +123,21 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ),
     (
         "Steer them",
-        &["pause", "resume", "reset", "stop", "kill", "power-button", "nmi"],
+        &[
+            "pause",
+            "resume",
+            "reset",
+            "stop",
+            "kill",
+            "power-button",
+            "nmi",
+        ],
     ),
     (
         "Change them",
         &["disk", "net", "log-filter", "operations", "cancel"],
     ),
-    (
-        "Find faults",
-        &["why", "debug", "stack", "trace", "audit"],
-    ),
+    ("Find faults", &["why", "debug", "stack", "trace", "audit"]),
     ("Shell", &["completion", "help"]),
 ];
 

@@ -73,7 +73,8 @@ pub(crate) fn machines(begun: &OsStr) -> Vec<CompletionCandidate> {
     for found in alive() {
         let record = found.record;
         if !begun.is_empty() && record.id.starts_with(&*begun) {
-            candidates.push(CompletionCandidate::new(&record.id).help(Some(record.name.clone().into())));
+            candidates
+                .push(CompletionCandidate::new(&record.id).help(Some(record.name.clone().into())));
         }
         if record.name.starts_with(&*begun) {
             candidates.push(CompletionCandidate::new(record.name).help(Some(record.id.into())));

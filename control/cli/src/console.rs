@@ -90,7 +90,10 @@ fn chosen(
     let Some(wanted) = wanted else {
         let first = names.clone().next();
         return first.map(Into::into).ok_or_else(|| {
-            Failure::new(NOT_FOUND, format!("machine `{machine}` has no console; run it with `--console …`"))
+            Failure::new(
+                NOT_FOUND,
+                format!("machine `{machine}` has no console; run it with `--console …`"),
+            )
         });
     };
     if names.clone().any(|name| name == wanted) {
@@ -231,7 +234,11 @@ impl Line {
         } else {
             PollFlags::IN | PollFlags::OUT
         };
-        let of_input = if listen { PollFlags::IN } else { PollFlags::empty() };
+        let of_input = if listen {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        };
         let mut fds = [
             PollFd::new(&self.stream, of_stream),
             PollFd::new(&self.wake, PollFlags::IN),
@@ -337,7 +344,8 @@ impl Line {
             }
         }
         if self.waiting.len() < MOST_WAITING {
-            self.waiting.extend_from_slice(typed.get(..kept).unwrap_or_default());
+            self.waiting
+                .extend_from_slice(typed.get(..kept).unwrap_or_default());
         }
         self.pass_on();
         Ok(quit.then_some(Left::User))

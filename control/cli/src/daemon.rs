@@ -21,7 +21,8 @@ pub(crate) fn start() -> Result<MachineRecord, u8> {
         tell!("nyx: {why}");
         BROKEN
     };
-    let nyx = std::env::current_exe().map_err(|e| broken(format!("cannot find nyx itself: {e}")))?;
+    let nyx =
+        std::env::current_exe().map_err(|e| broken(format!("cannot find nyx itself: {e}")))?;
     let arguments = std::env::args_os().skip(1).map(|argument| {
         if argument == "--daemon" {
             "--in-background".into()
@@ -47,7 +48,10 @@ pub(crate) fn start() -> Result<MachineRecord, u8> {
     // It has said why on its standard error, which is ours to pass on.
     let _ = io::copy(&mut errors, &mut io::stderr());
     match child.wait() {
-        Ok(status) => Err(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(BROKEN)),
+        Ok(status) => Err(status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .unwrap_or(BROKEN)),
         Err(_) => Err(BROKEN),
     }
 }
@@ -67,14 +71,18 @@ pub(crate) fn log_path(name: &str) -> Option<PathBuf> {
 /// Says that the machine is up, and turns away from who started it.
 pub(crate) fn is_up(record: &MachineRecord) -> Result<(), String> {
     let log = match log_path(&record.name) {
-        Some(path) => open_log(&path).map_err(|e| format!("cannot write {}: {e}", path.display()))?,
+        Some(path) => {
+            open_log(&path).map_err(|e| format!("cannot write {}: {e}", path.display()))?
+        }
         None => null().map_err(|e| format!("cannot open /dev/null: {e}"))?,
     };
     let text = serde_json::to_string(record).unwrap_or_default();
     let told = writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
     told.map_err(|e| format!("who started the machine is gone: {e}"))?;
     let turned = null().and_then(|null| Ok((dup2_stdout(null)?, dup2_stderr(log)?)));
-    turned.map(|_| ()).map_err(|e| format!("cannot leave the terminal: {e}"))
+    turned
+        .map(|_| ())
+        .map_err(|e| format!("cannot leave the terminal: {e}"))
 }
 
 fn null() -> io::Result<fs::File> {

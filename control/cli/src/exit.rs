@@ -67,6 +67,14 @@ macro_rules! tell {
 }
 pub(crate) use tell;
 
+/// Says something that is worth knowing and no failure.
+pub(crate) fn note(text: &str) {
+    match format() {
+        Format::Json => tell!("{}", serde_json::json!({ "note": text })),
+        Format::Text => tell!("nyx: note: {}", printable(text)),
+    }
+}
+
 /// Prints `error`, one `nyx: ` line per problem, and returns the code for a refusal.
 pub(crate) fn refuse(error: impl std::fmt::Display) -> ExitCode {
     ExitCode::from(Failure::new(REFUSED, error.to_string()).tell())
@@ -77,7 +85,8 @@ pub(crate) fn refuse(error: impl std::fmt::Display) -> ExitCode {
 pub(crate) struct Failure {
     pub(crate) code: u8,
     message: String,
-    problem: Option<Problem>,
+    // Boxed: every command returns a failure by value.
+    problem: Option<Box<Problem>>,
 }
 
 impl Failure {
@@ -159,7 +168,7 @@ impl From<Problem> for Failure {
         Self {
             code,
             message: problem.to_string(),
-            problem: Some(problem),
+            problem: Some(Box::new(problem)),
         }
     }
 }

@@ -147,7 +147,8 @@ mod tests {
         let text = include_str!("../../../docs/commands.md");
         let mut missing = Vec::new();
         let mut see = |words: String| {
-            if !text.contains(&format!("`nyx {words}")) || !text.contains(&format!("$ nyx {words}")) {
+            if !text.contains(&format!("`nyx {words}")) || !text.contains(&format!("$ nyx {words}"))
+            {
                 missing.push(words);
             }
         };

@@ -281,7 +281,11 @@ mod tests {
 
     #[test]
     fn a_table_is_aligned_and_no_line_ends_in_blanks() {
-        let mut table = Table::new(&[("NAME", Align::Left), ("CPUS", Align::Right), ("X", Align::Left)]);
+        let mut table = Table::new(&[
+            ("NAME", Align::Left),
+            ("CPUS", Align::Right),
+            ("X", Align::Left),
+        ]);
         table.row(["a".into(), "12".into(), String::new()]);
         table.row(["longer".into(), "1".into(), "x\x1b[2J".into()]);
         assert_eq!(

@@ -1,6 +1,6 @@
 //! `nyx ps`.
 
-use crate::exit::{Failure, tell};
+use crate::exit::{Failure, note};
 use crate::output::{Align, Style, Table, bytes, json, print, print_json, span};
 use crate::session::Session;
 use clap::Args;
@@ -35,7 +35,9 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
         print(table(&rows).render())?;
     }
     if dead > 0 {
-        tell!("nyx: note: {dead} more whose process has ended; `nyx ps -a` shows them");
+        note(&format!(
+            "{dead} more whose process has ended; `nyx ps -a` shows them"
+        ));
     }
     Ok(())
 }
@@ -77,9 +79,7 @@ impl Row {
     fn phase(&self) -> (String, Option<Style>) {
         match (&self.found.state, &self.machine) {
             (State::Dead, _) => ("dead".into(), Some(Style::Red)),
-            (State::Deaf(_), _) | (State::Alive, Err(_)) => {
-                ("no answer".into(), Some(Style::Red))
-            }
+            (State::Deaf(_), _) | (State::Alive, Err(_)) => ("no answer".into(), Some(Style::Red)),
             (State::Alive, Ok(machine)) => {
                 (machine.phase.to_string(), Some(phase_style(machine.phase)))
             }

@@ -21,7 +21,10 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if args.daemon {
         return match daemon::start() {
             Ok(record) => {
-                println!("{} ({}) runs as process {}", record.name, record.id, record.pid);
+                println!(
+                    "{} ({}) runs as process {}",
+                    record.name, record.id, record.pid
+                );
                 ExitCode::SUCCESS
             }
             Err(code) => ExitCode::from(code),

@@ -25,9 +25,8 @@ impl Named {
 
 impl Session {
     pub(crate) fn new() -> Result<Self, Failure> {
-        let blocking = Blocking::new().map_err(|e| {
-            Failure::new(REFUSED, format!("the kernel gives no event queue: {e}"))
-        })?;
+        let blocking = Blocking::new()
+            .map_err(|e| Failure::new(REFUSED, format!("the kernel gives no event queue: {e}")))?;
         Ok(Self {
             blocking,
             folder: Folder::of_user(),

@@ -2,7 +2,7 @@
 
 use crate::complete;
 use crate::devices::device_table;
-use crate::exit::{Failure, REFUSED, SUCCESS, tell};
+use crate::exit::{Failure, REFUSED, SUCCESS, note};
 use crate::output::{
     Align, Style, Table, bytes, json, print, print_json, printable, span, time_of_day,
 };
@@ -118,7 +118,10 @@ fn description(machine: &Machine) -> String {
         }
     };
     let devices = &machine.devices;
-    section("Devices", (!devices.is_empty()).then(|| device_table(devices)));
+    section(
+        "Devices",
+        (!devices.is_empty()).then(|| device_table(devices)),
+    );
     let mut consoles = Table::new(&[
         ("NAME", Align::Left),
         ("KIND", Align::Left),
@@ -128,9 +131,15 @@ fn description(machine: &Machine) -> String {
         let attached = console.attached.to_string();
         consoles.row([console.name.clone(), console.kind.clone(), attached]);
     }
-    section("Consoles", (!machine.consoles.is_empty()).then_some(consoles));
+    section(
+        "Consoles",
+        (!machine.consoles.is_empty()).then_some(consoles),
+    );
     if !machine.operations.is_empty() {
-        section("Operations under way", Some(operation_table(&machine.operations)));
+        section(
+            "Operations under way",
+            Some(operation_table(&machine.operations)),
+        );
     }
     text
 }
@@ -168,7 +177,8 @@ fn branch(tree: &Value, level: usize, cut: Option<usize>, text: &mut String) {
             Value::Object(inner) if !inner.is_empty() => {}
             Value::Array(inner) if inner.iter().any(|v| v.is_object() || v.is_array()) => {}
             leaf => {
-                let left_out = cut == Some(level + 1) && leaf.as_object().is_some_and(Map::is_empty);
+                let left_out =
+                    cut == Some(level + 1) && leaf.as_object().is_some_and(Map::is_empty);
                 let word = if left_out { "…".into() } else { word(leaf) };
                 text.push_str(&format!("{indent}{}: {word}\n", Style::Cyan.paint(&name)));
                 return;
@@ -206,6 +216,7 @@ pub(crate) fn word(leaf: &Value) -> String {
     match leaf {
         Value::Null => "–".into(),
         Value::String(text) => printable(text),
+        Value::Array(items) if items.is_empty() => "none".into(),
         Value::Array(items) => items.iter().map(word).collect::<Vec<_>>().join(", "),
         Value::Object(_) => "none".into(),
         other => other.to_string(),
@@ -325,7 +336,11 @@ pub(crate) fn cancel(args: &CancelArgs) -> Result<(), Failure> {
         OperationState::Cancelled => "was cancelled".to_string(),
         OperationState::Done | OperationState::Failed => format!("had ended already: {state}"),
     };
-    print(format!("{}: {kind} (operation {}) {what}\n", named.name(), operation.id))
+    print(format!(
+        "{}: {kind} (operation {}) {what}\n",
+        named.name(),
+        operation.id
+    ))
 }
 
 pub(crate) fn metrics(args: &MetricsArgs) -> Result<(), Failure> {
@@ -333,7 +348,11 @@ pub(crate) fn metrics(args: &MetricsArgs) -> Result<(), Failure> {
     let named = session.find(&args.name)?;
     if args.report {
         let report = session.call(named.client.report())?;
-        return if json() { print_json(&report) } else { print(outline(&report)) };
+        return if json() {
+            print_json(&report)
+        } else {
+            print(outline(&report))
+        };
     }
     if args.samples.is_some() {
         return print_json(&session.call(named.client.samples(args.samples))?);
@@ -353,12 +372,15 @@ pub(crate) fn trace(args: &TraceArgs) -> Result<(), Failure> {
         return print(trace);
     }
     std::fs::write(&args.out, &trace).map_err(|e| {
-        Failure::new(REFUSED, format!("{} cannot be written: {e}", args.out.display()))
+        Failure::new(
+            REFUSED,
+            format!("{} cannot be written: {e}", args.out.display()),
+        )
     })?;
-    tell!(
-        "nyx: {} written; open it at ui.perfetto.dev",
+    note(&format!(
+        "{} written; open it at ui.perfetto.dev",
         args.out.display()
-    );
+    ));
     Ok(())
 }
 
@@ -370,11 +392,11 @@ mod tests {
     fn a_tree_is_outlined_with_numbers_in_order() {
         let tree = serde_json::json!({
             "vcpus": { "10": { "exits": 3 }, "9": { "exits": 1, "note": "a\u{1b}b" } },
-            "list": [1, 2], "deep": [{ "x": null }], "empty": {}, "on": true,
+            "list": [1, 2], "no": [], "deep": [{ "x": null }], "empty": {}, "on": true,
         });
         assert_eq!(
             outline(&tree),
-            "deep:\n  0:\n    x: –\nempty: none\nlist: 1, 2\non: true\nvcpus:\n  9:\n    exits: 1\n    note: a\\u{1b}b\n  10:\n    exits: 3\n"
+            "deep:\n  0:\n    x: –\nempty: none\nlist: 1, 2\nno: none\non: true\nvcpus:\n  9:\n    exits: 1\n    note: a\\u{1b}b\n  10:\n    exits: 3\n"
         );
         assert_eq!(outline(&serde_json::json!(7)), "7\n");
     }

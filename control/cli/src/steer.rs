@@ -44,8 +44,14 @@ pub(crate) enum Request {
     Stop(StopRequest),
     AddDisk(Box<DiskConfig>),
     AddNet(Box<NetConfig>),
-    RemoveDisk { name: String, force: bool },
-    RemoveNet { name: String, force: bool },
+    RemoveDisk {
+        name: String,
+        force: bool,
+    },
+    RemoveNet {
+        name: String,
+        force: bool,
+    },
 }
 
 pub(crate) fn steer(kind: OperationKind, args: &SteerArgs) -> Result<(), Failure> {
@@ -66,7 +72,10 @@ fn each(request: &Request, args: &SteerArgs) -> Result<(), Failure> {
     for name in &args.names {
         match session.find(name) {
             // Two prefixes of one name, or a name given twice.
-            Ok(named) if machines.iter().any(|m| m.found.record == named.found.record) => {}
+            Ok(named)
+                if machines
+                    .iter()
+                    .any(|m| m.found.record == named.found.record) => {}
             Ok(named) => machines.push(named),
             Err(failure) => failures.push(failure),
         }
@@ -75,7 +84,9 @@ fn each(request: &Request, args: &SteerArgs) -> Result<(), Failure> {
     let mut done = Vec::new();
     for (name, result) in carry_out(&session, machines, request, args.no_wait)? {
         match result {
-            Ok(operation) if json() => done.push(json!({ "machine": name, "operation": operation })),
+            Ok(operation) if json() => {
+                done.push(json!({ "machine": name, "operation": operation }))
+            }
             Ok(operation) => print(format!("{name}: {}\n", outcome(&operation)))?,
             Err(failure) if several => failures.push(failure.of(&name)),
             Err(failure) => failures.push(failure),
@@ -135,7 +146,11 @@ fn carry_out(
     request: &Request,
     no_wait: bool,
 ) -> Result<Results, Failure> {
-    let interrupts = if no_wait { Arc::default() } else { interrupts()? };
+    let interrupts = if no_wait {
+        Arc::default()
+    } else {
+        interrupts()?
+    };
     // Hides itself where standard error is no terminal.
     let bars = MultiProgress::new();
     session.blocking.on(async {
@@ -203,7 +218,10 @@ const LAST_WRITES: Duration = Duration::from_secs(10);
 /// Waits for the end of an operation, and of the machine if that was asked.
 async fn finish(named: &Named, begun: Operation, mut bar: Bar) -> Result<Operation, Failure> {
     let kind = begun.kind;
-    let ended = named.client.wait(begun, |operation| bar.look(operation)).await;
+    let ended = named
+        .client
+        .wait(begun, |operation| bar.look(operation))
+        .await;
     bar.clear();
     let operation = ended?;
     match operation.state {
@@ -211,7 +229,10 @@ async fn finish(named: &Named, begun: Operation, mut bar: Bar) -> Result<Operati
         OperationState::Failed => {
             return Err(match operation.problem {
                 Some(problem) => Failure::from(problem),
-                None => Failure::new(REFUSED, format!("{kind} failed, and the machine does not say why")),
+                None => Failure::new(
+                    REFUSED,
+                    format!("{kind} failed, and the machine does not say why"),
+                ),
             });
         }
         OperationState::Cancelled => {
@@ -221,7 +242,10 @@ async fn finish(named: &Named, begun: Operation, mut bar: Bar) -> Result<Operati
             let name = named.name();
             return Err(Failure::new(
                 INTERRUPTED,
-                format!("{kind} goes on as operation {}; `nyx operations {name}` shows it", operation.id),
+                format!(
+                    "{kind} goes on as operation {}; `nyx operations {name}` shows it",
+                    operation.id
+                ),
             ));
         }
     }
@@ -287,10 +311,14 @@ impl Bar {
             }
             let (id, kind) = (operation.id, operation.kind);
             if operation.cancellable {
-                self.say(&format!("cancelling {kind} (operation {id}); Ctrl-C again stops waiting"));
+                self.say(&format!(
+                    "cancelling {kind} (operation {id}); Ctrl-C again stops waiting"
+                ));
                 return Patience::Cancel;
             }
-            self.say(&format!("{kind} cannot be cancelled now; Ctrl-C again stops waiting"));
+            self.say(&format!(
+                "{kind} cannot be cancelled now; Ctrl-C again stops waiting"
+            ));
         }
         if self.began.elapsed() >= BRIEF {
             self.show(operation);

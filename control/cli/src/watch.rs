@@ -1,7 +1,7 @@
 //! `nyx events`, `nyx logs` and `nyx log-filter`.
 
 use crate::complete;
-use crate::exit::{Failure, INTERRUPTED, tell};
+use crate::exit::{Failure, INTERRUPTED, note};
 use crate::output::{Style, json, print, print_json, print_json_line, printable, time_of_day};
 use crate::session::{Named, Session};
 use crate::steer::interrupts;
@@ -108,7 +108,7 @@ fn pour<T: DeserializeOwned + Serialize>(
         }
     }
     if follow {
-        tell!("nyx: machine `{}` has ended", named.name());
+        note(&format!("machine `{}` has ended", named.name()));
     }
     Ok(())
 }
@@ -126,7 +126,10 @@ fn event_line(event: &Event) -> String {
         "{}  {:>4}  {}  {}",
         Style::Dim.paint(time_of_day(&event.time)),
         event.sequence,
-        style.map_or_else(|| format!("{what:<14}"), |style| style.paint(&format!("{what:<14}"))),
+        style.map_or_else(
+            || format!("{what:<14}"),
+            |style| style.paint(&format!("{what:<14}"))
+        ),
         printable(&more)
     )
     .trim_end()
@@ -143,7 +146,9 @@ fn told(what: &Happening) -> (&'static str, Option<Style>, String) {
         Happening::Reset { resets, by } => ("reset", None, format!("number {resets}, by the {by}")),
         Happening::Operation { operation } => {
             let target = operation.target.as_ref();
-            let target = target.map(|target| format!(" {target}")).unwrap_or_default();
+            let target = target
+                .map(|target| format!(" {target}"))
+                .unwrap_or_default();
             let state = state_name(operation.state);
             let mut more = format!("{} {}{target}: {state}", operation.id, operation.kind);
             if let Some(problem) = &operation.problem {
@@ -166,7 +171,9 @@ fn told(what: &Happening) -> (&'static str, Option<Style>, String) {
         }
         Happening::Ended { ending, detail } => {
             let detail = detail.as_ref();
-            let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+            let detail = detail
+                .map(|detail| format!(": {detail}"))
+                .unwrap_or_default();
             ("ended", Some(Style::Yellow), format!("{ending}{detail}"))
         }
     }

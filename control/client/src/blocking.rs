@@ -19,10 +19,7 @@ impl Blocking {
     ///
     /// The kernel gives no epoll or timer.
     pub fn new() -> io::Result<Self> {
-        Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map(Self)
+        Builder::new_current_thread().enable_all().build().map(Self)
     }
 
     /// Waits for `call`, a future of a [`Client`](crate::Client).

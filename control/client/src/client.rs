@@ -7,8 +7,8 @@ use hyper::Method;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use nyx_api::{
-    Code, ConsoleDescription, DeviceDescription, Event, Health, LogEntry, LogFilter, Machine, Operation,
-    OperationKind, OperationState, StopRequest, VcpuState, paths,
+    Code, ConsoleDescription, DeviceDescription, Event, Health, LogEntry, LogFilter, Machine,
+    Operation, OperationKind, OperationState, StopRequest, VcpuState, paths,
 };
 use nyx_spec::{DiskConfig, NetConfig};
 use serde::Serialize;
@@ -130,8 +130,7 @@ impl Client {
         let mut call = Call::new(method, path);
         if let Some(body) = body {
             let body = serde_json::to_vec(body);
-            call.body =
-                Some(body.map_err(|e| CallError::Garbage(Trouble::new(&self.socket, e)))?);
+            call.body = Some(body.map_err(|e| CallError::Garbage(Trouble::new(&self.socket, e)))?);
         }
         self.answer(call).await
     }
@@ -251,9 +250,8 @@ impl Client {
         let path = fill(paths::CONSOLE, console);
         let mut call = Call::new(Method::GET, &path);
         call.upgrade = Some(paths::CONSOLE_PROTOCOL);
-        let garbage = |why: &dyn std::fmt::Display| {
-            CallError::Garbage(Trouble::new(&self.socket, why))
-        };
+        let garbage =
+            |why: &dyn std::fmt::Display| CallError::Garbage(Trouble::new(&self.socket, why));
         let response = head(&self.socket, self.limit, call).await?;
         if response.status() != hyper::StatusCode::SWITCHING_PROTOCOLS {
             return Err(garbage(&"it does not let consoles be joined"));
@@ -318,7 +316,8 @@ impl Client {
 
     /// Makes the journal take others.
     pub async fn set_log_filter(&self, filter: &LogFilter) -> Result<LogFilter, CallError> {
-        self.send(Method::PUT, paths::LOG_FILTER, Some(filter)).await
+        self.send(Method::PUT, paths::LOG_FILTER, Some(filter))
+            .await
     }
 
     /// Spans as Chrome trace JSON.

@@ -123,7 +123,8 @@ impl Folder {
                 machines.push(Found { record, state });
             }
         }
-        machines.sort_by(|a, b| (&a.record.name, &a.record.id).cmp(&(&b.record.name, &b.record.id)));
+        machines
+            .sort_by(|a, b| (&a.record.name, &a.record.id).cmp(&(&b.record.name, &b.record.id)));
         Ok(machines)
     }
 
@@ -213,7 +214,10 @@ fn pick(machines: &[Found], name: &str) -> Result<Found, FindError> {
             });
         }
     }
-    let names = machines.iter().filter(alive).map(|found| &found.record.name);
+    let names = machines
+        .iter()
+        .filter(alive)
+        .map(|found| &found.record.name);
     let running: Vec<String> = names.cloned().collect();
     Err(FindError::NotFound {
         name: name.into(),

@@ -8,9 +8,9 @@
 pub mod blocking;
 mod call;
 mod client;
-mod find;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+mod find;
 mod path;
 mod stream;
 

@@ -186,7 +186,10 @@ mod tests {
         let mut parser = SseParser::default();
         assert_eq!(parser.feed(b"data: \xff\n"), Err(SseError::NotText));
         let mut parser = SseParser::default();
-        assert_eq!(parser.feed(&vec![b'x'; LONGEST + 1]), Err(SseError::TooLong));
+        assert_eq!(
+            parser.feed(&vec![b'x'; LONGEST + 1]),
+            Err(SseError::TooLong)
+        );
         // A message of endless lines is as bad as an endless line.
         let mut parser = SseParser::default();
         let line = [b"data: ".as_slice(), &[b'x'; 1000], b"\n"].concat();

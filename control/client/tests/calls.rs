@@ -1,6 +1,12 @@
 //! Every call against a server that answers well, and servers that answer badly.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails by panicking, in its helpers too"
+)]
 
-use nyx_api::{Code, Happening, Operation, OperationKind, OperationState, Phase, Problem, Progress};
+use nyx_api::{
+    Code, Happening, Operation, OperationKind, OperationState, Phase, Problem, Progress,
+};
 use nyx_client::blocking::Blocking;
 use nyx_client::fake::{Asked, Fake, json, open, reply, upgrade};
 use nyx_client::{CallError, Client, LogQuery, MemoryQuery, Patience};
@@ -35,9 +41,8 @@ fn operation(kind: OperationKind, state: OperationState) -> Operation {
 /// A server that answers `body` to everything and tells what it was asked.
 fn recording(body: &'static str) -> (tempfile::TempDir, Client, Blocking, Receiver<Asked>) {
     let (tell, told) = channel();
-    let tell = std::sync::Mutex::new(tell);
     let (folder, client, blocking) = serving(move |asked, stream| {
-        tell.lock().unwrap().send(asked.clone()).unwrap();
+        tell.send(asked.clone()).unwrap();
         reply(stream, 200, "application/json", body);
     });
     (folder, client, blocking, told)
@@ -49,7 +54,10 @@ fn each_call_asks_with_the_method_path_and_body_of_the_contract() {
     let asked = |done: Result<(), CallError>| {
         let asked = told.recv().unwrap();
         // `null` is no operation, machine or list; what was asked is what matters here.
-        assert!(matches!(done, Ok(()) | Err(CallError::Garbage(_))), "{done:?}");
+        assert!(
+            matches!(done, Ok(()) | Err(CallError::Garbage(_))),
+            "{done:?}"
+        );
         format!("{} {} {}", asked.method, asked.path, asked.body)
     };
     macro_rules! asks {
@@ -59,9 +67,19 @@ fn each_call_asks_with_the_method_path_and_body_of_the_contract() {
     }
     let disk = nyx_spec::parse_options("a.img,readonly", "path", &[]).unwrap();
     let net = nyx_spec::parse_options("user", "kind", &[]).unwrap();
-    let filter = nyx_api::LogFilter { filter: "*=info".into() };
-    let some = LogQuery { last: Some(5), level: Some("warn".into()), component: Some("a b".into()) };
-    let memory = MemoryQuery { address: 4096, length: 16, vcpu: Some(1) };
+    let filter = nyx_api::LogFilter {
+        filter: "*=info".into(),
+    };
+    let some = LogQuery {
+        last: Some(5),
+        level: Some("warn".into()),
+        component: Some("a b".into()),
+    };
+    let memory = MemoryQuery {
+        address: 4096,
+        length: 16,
+        vcpu: Some(1),
+    };
     asks! {
         client.machine() => "GET /v1/machine ",
         client.config() => "GET /v1/machine/config ",
@@ -100,9 +118,15 @@ fn each_call_asks_with_the_method_path_and_body_of_the_contract() {
     }
     let added = asked(blocking.on(client.add_disk(&disk)).map(|_| ()));
     assert!(added.starts_with("POST /v1/machine/disks {"), "{added}");
-    assert!(added.contains("\"path\":\"a.img\"") && added.contains("\"readonly\":true"), "{added}");
+    assert!(
+        added.contains("\"path\":\"a.img\"") && added.contains("\"readonly\":true"),
+        "{added}"
+    );
     let added = asked(blocking.on(client.add_net(&net)).map(|_| ()));
-    assert!(added.contains("POST /v1/machine/nets {") && added.contains("\"kind\":\"user\""), "{added}");
+    assert!(
+        added.contains("POST /v1/machine/nets {") && added.contains("\"kind\":\"user\""),
+        "{added}"
+    );
 }
 
 #[test]
@@ -114,7 +138,10 @@ fn a_refusal_says_what_the_machine_said() {
         json(stream, problem.status, &problem);
     });
     let refused = blocking.on(client.machine()).unwrap_err();
-    assert_eq!(refused.to_string(), "the machine is paused already; resume it first");
+    assert_eq!(
+        refused.to_string(),
+        "the machine is paused already; resume it first"
+    );
     assert_eq!(refused.problem().unwrap().code, Code::Conflict);
 }
 
@@ -129,7 +156,10 @@ fn said_of(bytes: &'static [u8]) -> CallError {
 #[test]
 fn servers_that_answer_badly_are_told_apart() {
     assert!(matches!(said_of(b""), CallError::Closed(_)));
-    assert!(matches!(said_of(b"HTTP/1.1 200 OK\r\nContent-Le"), CallError::Closed(_)));
+    assert!(matches!(
+        said_of(b"HTTP/1.1 200 OK\r\nContent-Le"),
+        CallError::Closed(_)
+    ));
     let short = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"id\":";
     assert!(matches!(said_of(short), CallError::Closed(_)));
     for garbage in [
@@ -142,14 +172,21 @@ fn servers_that_answer_badly_are_told_apart() {
         b"HTTP/1.1 301 Moved\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
     ] {
         let said = said_of(garbage);
-        assert!(matches!(said, CallError::Garbage(_)), "{garbage:?}: {said:?}");
+        assert!(
+            matches!(said, CallError::Garbage(_)),
+            "{garbage:?}: {said:?}"
+        );
         assert_eq!(said.to_string().lines().count(), 1, "{said}");
     }
 }
 
 #[test]
 fn a_server_that_hangs_is_left_in_time() {
-    for half in [&b""[..], b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"] {
+    for half in [
+        &b""[..],
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+    ] {
         let (_folder, client, blocking) = serving(move |_, stream| {
             stream.write_all(half).unwrap();
             std::thread::sleep(Duration::from_secs(20));
@@ -165,7 +202,9 @@ fn a_server_that_hangs_is_left_in_time() {
 #[test]
 fn nobody_there_is_unreachable() {
     let blocking = Blocking::new().unwrap();
-    let said = blocking.on(Client::new("/nowhere/api.sock").machine()).unwrap_err();
+    let said = blocking
+        .on(Client::new("/nowhere/api.sock").machine())
+        .unwrap_err();
     assert!(said.is_gone());
     assert_eq!(
         said.to_string(),
@@ -184,7 +223,15 @@ fn events_are_read_until_the_server_has_no_more() {
     });
     let mut events = blocking.on(client.events(Some(3), true)).unwrap();
     let event = blocking.on(events.next()).unwrap().unwrap();
-    assert_eq!((event.sequence, event.what), (4, Happening::Phase { phase: Phase::Paused }));
+    assert_eq!(
+        (event.sequence, event.what),
+        (
+            4,
+            Happening::Phase {
+                phase: Phase::Paused
+            }
+        )
+    );
     assert_eq!(blocking.on(events.next()), Ok(None));
 }
 
@@ -193,26 +240,37 @@ fn a_silent_stream_can_be_looked_at_again() {
     let (_folder, client, blocking) = serving(|_, stream| {
         open(stream, "text/event-stream");
         std::thread::sleep(Duration::from_millis(150));
-        let _ = stream.write_all(b"data: {\"sequence\":1,\"time\":\"t\",\"event\":\"faults-muted\"}\n\n");
+        let _ = stream
+            .write_all(b"data: {\"sequence\":1,\"time\":\"t\",\"event\":\"faults-muted\"}\n\n");
         let _ = stream.write_all(b"data: nonsense\n\n");
     });
     let mut events = blocking.on(client.events(None, true)).unwrap();
     let mut looks = 0;
     let event = loop {
         looks += 1;
-        if let Some(event) = blocking.next(&mut events, Duration::from_millis(20)).unwrap() {
+        if let Some(event) = blocking
+            .next(&mut events, Duration::from_millis(20))
+            .unwrap()
+        {
             break event;
         }
     };
     assert!(looks > 1);
     assert_eq!(event.unwrap().what, Happening::FaultsMuted);
-    assert!(matches!(blocking.on(events.next()), Err(CallError::Garbage(_))));
+    assert!(matches!(
+        blocking.on(events.next()),
+        Err(CallError::Garbage(_))
+    ));
 }
 
 #[test]
 fn a_console_is_joined_with_what_was_said_before() {
     let (_folder, client, blocking) = serving(|asked, stream| {
-        assert!(asked.headers.contains(&"upgrade: nyx-console".into()), "{:?}", asked.headers);
+        assert!(
+            asked.headers.contains(&"upgrade: nyx-console".into()),
+            "{:?}",
+            asked.headers
+        );
         upgrade(stream, "nyx-console");
         stream.write_all(b"login: ").unwrap();
         let mut typed = [0; 4];
@@ -239,7 +297,11 @@ fn waiting_ends_with_the_operation_and_can_cancel_it() {
     let mut looks = 0;
     let ended = blocking.on(client.wait(begun.clone(), |_| {
         looks += 1;
-        if looks < 3 { Patience::Wait } else { Patience::Cancel }
+        if looks < 3 {
+            Patience::Wait
+        } else {
+            Patience::Cancel
+        }
     }));
     assert_eq!(ended.unwrap().state, OperationState::Cancelled);
     let left = blocking.on(client.wait(begun, |_| Patience::Leave));
@@ -253,6 +315,12 @@ fn a_machine_that_goes_away_when_stopped_has_stopped() {
         let begun = operation(kind, OperationState::Running);
         blocking.on(client.wait(begun, |_| Patience::Wait))
     };
-    assert_eq!(wait(OperationKind::Stop).unwrap().state, OperationState::Done);
-    assert!(matches!(wait(OperationKind::Pause), Err(CallError::Closed(_))));
+    assert_eq!(
+        wait(OperationKind::Stop).unwrap().state,
+        OperationState::Done
+    );
+    assert!(matches!(
+        wait(OperationKind::Pause),
+        Err(CallError::Closed(_))
+    ));
 }

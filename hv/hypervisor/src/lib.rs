@@ -324,6 +324,9 @@ pub trait Vcpu: Send {
     fn restore(&mut self, blob: &Blob) -> Result<(), RestoreError>;
     /// Injects a non-maskable interrupt.
     fn inject_nmi(&mut self) -> Result<(), HvError>;
+    /// Tells the guest that its time stood still, so that its watchdogs do not take the pause for a hang. Before
+    /// the next run; a guest that does not listen is none the wiser.
+    fn note_pause(&mut self) {}
     /// The instruction pointer, for people.
     fn program_counter(&mut self) -> Result<u64, HvError>;
     /// What the hypervisor itself counts of this vCPU, to be read by any thread while it runs; `None`

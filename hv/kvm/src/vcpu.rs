@@ -247,6 +247,12 @@ impl Vcpu for KvmVcpu {
         self.fd.nmi().map_err(refused("KVM_NMI"))
     }
 
+    fn note_pause(&mut self) {
+        // KVM_KVMCLOCK_CTRL (KVM API, 4.68) sets PVCLOCK_GUEST_STOPPED. It is refused for a guest that has no
+        // kvmclock, which then has nothing to be told by.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     fn program_counter(&mut self) -> Result<u64, HvError> {
         Ok(self.fd.get_regs().map_err(refused("KVM_GET_REGS"))?.rip)
     }

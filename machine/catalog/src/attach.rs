@@ -59,6 +59,9 @@ struct Shared {
 /// Rung when there is something new.
 type Bell = Arc<dyn Fn() + Send + Sync>;
 
+/// Tells a device that there may be input, from the backend's thread and from observers.
+type Ready = Arc<Mutex<Box<dyn Fn() + Send>>>;
+
 #[derive(Default)]
 struct State {
     kept: VecDeque<u8>,
@@ -67,7 +70,7 @@ struct State {
     input: VecDeque<u8>,
     asked_break: bool,
     /// Tells the device that there is input.
-    ready: Option<Arc<Mutex<Box<dyn Fn() + Send>>>>,
+    ready: Option<Ready>,
     observers: BTreeMap<u64, Bell>,
     next_observer: u64,
 }

@@ -49,7 +49,8 @@ impl UnitGraph {
 
     /// Every unit, by name.
     pub fn all(&self) -> BTreeMap<UnitName, Arc<dyn AnyUnit>> {
-        let unit = |(name, (_, unit)): (&UnitName, &(u32, Arc<dyn AnyUnit>))| (name.clone(), unit.clone());
+        let unit =
+            |(name, (_, unit)): (&UnitName, &(u32, Arc<dyn AnyUnit>))| (name.clone(), unit.clone());
         self.units.iter().map(unit).collect()
     }
 

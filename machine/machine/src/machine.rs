@@ -99,6 +99,15 @@ impl Machine {
         self.running = true;
     }
 
+    /// Lets a machine that was paused run on, and tells the guest's watchdogs that its time stood still.
+    pub fn resume(&mut self) {
+        for index in 0..self.vcpus.len() {
+            // A vCPU that has ended says so itself.
+            let _ = self.vcpus.with(index, |vcpu| vcpu.note_pause());
+        }
+        self.start();
+    }
+
     /// Ends the machine: brings it to rest and lets units hand over output they still hold, each
     /// for as long as until `deadline`. What does not get there by then is abandoned.
     pub fn finish(&mut self, deadline: Instant) {

@@ -468,10 +468,7 @@ fn additions_and_removals_that_cannot_be_are_refused_in_one_sentence() {
     }
     assert_sound(&full);
     let said = place(&full, "x", "virtio-blk");
-    assert_eq!(
-        said,
-        "all 31 PCI slots are taken; remove a device first"
-    );
+    assert_eq!(said, "all 31 PCI slots are taken; remove a device first");
 
     let mut mmio = plan("transport = \"mmio\"\n[[disks]]\npath = \"a\"\n");
     assert!(place(&mmio, "x", "virtio-blk").contains("started without (transport = \"mmio\""));

@@ -18,5 +18,5 @@ pub use config::{
 };
 pub use parse::{ParseError, parse_json, parse_options, parse_toml};
 pub use size::{ByteSize, SizeError};
-pub use spec::{added_disk, added_net};
 pub use spec::{BootSpec, CpuSpec, DeviceSpec, DiskRole, MemorySpec, Role, SpecError, VmSpec};
+pub use spec::{added_disk, added_net};

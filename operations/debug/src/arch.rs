@@ -545,7 +545,7 @@ mod tests {
             all.fpu.ymm_high = Some([0; 16]);
             let mut bytes = vec![0x11; row.bytes];
             // Registers of gdb's 32 bits that are narrower in the processor.
-            if matches!(row.place, Place::Selector(_) | Place::Fpu(0..4 | 5 | 7)) {
+            if matches!(row.place, Place::Selector(_) | Place::Fpu(0..=3 | 5 | 7)) {
                 bytes[2..].fill(0);
             }
             // All of x87's registers "zero".

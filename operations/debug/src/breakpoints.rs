@@ -191,7 +191,7 @@ impl Breakpoints {
             hits: 0,
         };
         let bytes = new.bytes();
-        if !matches!(bytes, 1 | 2 | 4 | 8) || address % u64::from(bytes) != 0 {
+        if !matches!(bytes, 1 | 2 | 4 | 8) || !address.is_multiple_of(bytes.into()) {
             return false;
         }
         new.before = paging.map_or(0, |paging| new.value(memory, paging));

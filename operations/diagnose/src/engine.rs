@@ -12,14 +12,10 @@ use crate::verdict::{Gravity, Verdict};
 /// Pure, and bounded: at most one verdict for each rule, of bounded size, whatever the consoles said.
 pub fn diagnose(scene: &Scene) -> Vec<Verdict> {
     let look = Look::new(scene, false);
-    let verdicts = judge(&look);
-    let is_explained = verdicts
-        .iter()
-        .any(|verdict| verdict.gravity == Gravity::Fatal);
     let has_earlier = scene.consoles.iter().any(|console| console.boot_line > 0);
     // A machine that was reset because its kernel panicked has yet to come so far again.
-    if is_explained || !has_earlier || look.has_reached(Stage::Init) {
-        return verdicts;
+    if !has_earlier || look.has_reached(Stage::Init) {
+        return judge(&look);
     }
     judge(&Look::new(scene, true))
 }

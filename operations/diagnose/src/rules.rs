@@ -232,8 +232,8 @@ pub const RULES: &[Rule] = &[
         id: "timer-broken",
         title: "the kernel got no timer interrupts",
         gravity: Fatal,
-        meaning: "The kernel tested its timer and received no interrupts from it.",
-        mend: "Try `noapic`, or `no_timer_check` for a kernel that is known to work under KVM; on a stock kernel this is a fault of the VMM, and worth a report.",
+        meaning: "The kernel tested its timer and received no interrupts from it in time. On a host so busy that the guest is not run for a while, that is all it means.",
+        mend: "Start it again when the host has less to do. If it stays: try `noapic`, or `no_timer_check` for a kernel that is known to work under KVM; on a stock kernel this is a fault of the VMM, and worth a report.",
         yields_to: &[],
         sign: Says(
             Certain,

@@ -65,16 +65,25 @@ pub fn part<'t>(tree: &'t Value, path: &str) -> Result<&'t Value, String> {
             rest.strip_prefix(name.as_str())
                 .is_some_and(|after| after.is_empty() || after.starts_with('/'))
         };
-        let names = children.map(|children| children.keys()).into_iter().flatten();
+        let names = children
+            .map(|children| children.keys())
+            .into_iter()
+            .flatten();
         let Some(name) = names.clone().filter(fits).max_by_key(|name| name.len()) else {
             let names: Vec<_> = names.map(String::as_str).collect();
-            let done = path.trim_matches('/').strip_suffix(rest).unwrap_or_default();
+            let done = path
+                .trim_matches('/')
+                .strip_suffix(rest)
+                .unwrap_or_default();
             return Err(match names.is_empty() {
                 true => format!("{:?} has no parts", done.trim_end_matches('/')),
                 false => format!("{:?} has: {}", done.trim_end_matches('/'), names.join(", ")),
             });
         };
-        rest = rest.get(name.len()..).unwrap_or_default().trim_start_matches('/');
+        rest = rest
+            .get(name.len()..)
+            .unwrap_or_default()
+            .trim_start_matches('/');
         at = children
             .and_then(|children| children.get(name))
             .ok_or_else(|| "it is gone".to_string())?;

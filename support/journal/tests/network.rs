@@ -498,6 +498,8 @@ mod tls {
     ) -> StreamOwned<ServerConnection, TcpStream> {
         let (stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // What is sent must be there when the next entry is written.
+        stream.set_nodelay(true).unwrap();
         StreamOwned::new(ServerConnection::new(Arc::clone(config)).unwrap(), stream)
     }
 

@@ -36,7 +36,8 @@ pub trait BackendOpener {
     /// Opens a network backend.
     fn net(&self, spec: &BackendSpec) -> Result<Box<dyn NetBackend>, crate::BoxError>;
     /// Opens a character backend for the console called `name`.
-    fn char(&self, name: &str, spec: &BackendSpec) -> Result<Box<dyn CharBackend>, crate::BoxError>;
+    fn char(&self, name: &str, spec: &BackendSpec)
+    -> Result<Box<dyn CharBackend>, crate::BoxError>;
 }
 
 // Blocks ------------------------------------------------------------------------------------------

@@ -33,7 +33,11 @@ fn main() -> Result<Ending, Box<dyn Error>> {
     // COM1 is on this terminal; Ctrl-A x stops the machine.
     let ending = running.wait();
     eprintln!("\n{ending}");
-    for fault in running.faults().iter().flat_map(|f| f.get_recent_faults(10)) {
+    for fault in running
+        .faults()
+        .iter()
+        .flat_map(|f| f.get_recent_faults(10))
+    {
         eprintln!("{}: {}", fault.unit, fault.what);
     }
     eprintln!("{}", vm.get_performance_report());

@@ -3,9 +3,7 @@
 use crate::features::Feature;
 use crate::parts::{Console, Disk, IntoIsolation, IntoPciId, Isolation, Net};
 use crate::profile::GuestProfile;
-use crate::refusal::{
-    BuildError, BuildErrorKind, BuildErrors, invalid, not_yet, promised_format,
-};
+use crate::refusal::{BuildError, BuildErrorKind, BuildErrors, invalid, not_yet, promised_format};
 use crate::size::IntoSize;
 use crate::vm::Vm;
 use crate::written;
@@ -39,8 +37,8 @@ pub(crate) type SerialSink = Arc<Mutex<dyn FnMut(&[u8]) + Send>>;
 ///     .with_metrics()
 ///     .build()?;
 /// let ending = vm.run()?;
-/// println!("{}", vm.get_performance_report());
-/// # Ok::<_, Box<dyn std::error::Error>>(ending.exit_code())
+/// println!("{ending}\n{}", vm.get_performance_report());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// Every call that describes the machine has its counterpart in a file: [`to_toml`](Self::to_toml) and
@@ -526,7 +524,11 @@ impl VmBuilder {
     /// Breakpoints of the builder's own. Not part of this version of Nyx: refused; a debugger sets them.
     pub fn with_breakpoints(self) -> Self {
         let mend = "leave it out and set them with gdb (`nyx run --gdb`)";
-        self.not_yet("with_breakpoints", "breakpoints set by the library are", mend)
+        self.not_yet(
+            "with_breakpoints",
+            "breakpoints set by the library are",
+            mend,
+        )
     }
 
     /// Virtualisation inside the guest. Not part of this version of Nyx: `true` is refused.

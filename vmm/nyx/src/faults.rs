@@ -111,7 +111,10 @@ mod tests {
         assert_eq!(faults.get_fault_count(), 1000);
         assert_eq!(faults.get_recent_faults(usize::MAX).len(), KEPT);
         let last = faults.get_recent_faults(2);
-        assert_eq!((last[0].what.as_str(), last[1].what.as_str()), ("998", "999"));
+        assert_eq!(
+            (last[0].what.as_str(), last[1].what.as_str()),
+            ("998", "999")
+        );
         assert!(faults.last_fault_time().is_some());
         assert!(faults.is_device_operational("disk0"));
     }

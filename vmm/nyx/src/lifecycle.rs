@@ -10,8 +10,8 @@
 //!                    halted
 //! ```
 
-use nyx_api::{Code, Phase, Problem};
 use crate::ending::Ending;
+use nyx_api::{Code, Phase, Problem};
 use parking_lot::Mutex;
 use std::fmt;
 use std::str::FromStr;

@@ -2,7 +2,7 @@
 
 use nyx_spec::{
     ConsoleConfig, ConsoleDevice, ConsoleKind, DiskConfig, DiskEngine, DiskFormat, MacAddress,
-    NetConfig, NetKind,
+    NetConfig, NetKind, OnEnospc,
 };
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ impl Disk {
                 format: DiskFormat::Raw,
                 readonly: false,
                 serial: None,
-                on_enospc: nyx_spec::OnEnospc::default(),
+                on_enospc: OnEnospc::default(),
                 direct: false,
                 engine: DiskEngine::Auto,
                 block_size: None,
@@ -104,6 +104,13 @@ impl Disk {
     #[must_use]
     pub fn queue_size(mut self, entries: u16) -> Self {
         self.config.queue_size = Some(entries);
+        self
+    }
+
+    /// What becomes of the guest when there is no room on the host for what it writes.
+    #[must_use]
+    pub fn on_enospc(mut self, policy: OnEnospc) -> Self {
+        self.config.on_enospc = policy;
         self
     }
 
@@ -399,9 +406,7 @@ impl IntoIsolation for &str {
         [Isolation::Strict, Isolation::Shared, Isolation::Unmanaged]
             .into_iter()
             .find(|isolation| isolation.name().eq_ignore_ascii_case(self))
-            .ok_or_else(|| {
-                format!("{self:?} is not an isolation; use STRICT, SHARED or UNMANAGED")
-            })
+            .ok_or_else(|| format!("{self:?} is not an isolation; use STRICT, SHARED or UNMANAGED"))
     }
 }
 
@@ -432,7 +437,12 @@ impl fmt::Display for PciId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [bus, devfn] = self.requester.to_be_bytes();
         let segment = self.segment;
-        write!(f, "{segment:04x}:{bus:02x}:{:02x}.{}", devfn >> 3, devfn & 7)
+        write!(
+            f,
+            "{segment:04x}:{bus:02x}:{:02x}.{}",
+            devfn >> 3,
+            devfn & 7
+        )
     }
 }
 
@@ -514,12 +524,28 @@ mod tests {
     fn pci_functions_are_read_in_every_form() {
         for text in ["0000:03:00.1", "03:00.1", "0x0301", "0301", "3:0.1"] {
             let id: PciId = text.parse().unwrap();
-            assert_eq!((id.requester(), id.to_string().as_str()), (0x301, "0000:03:00.1"));
+            assert_eq!(
+                (id.requester(), id.to_string().as_str()),
+                (0x301, "0000:03:00.1")
+            );
         }
         // Not bus 26, device 2, as one document has it.
         assert_eq!(PciId::new(0x1a02).to_string(), "0000:1a:00.2");
-        assert_eq!("0001:1a:1f.7".parse::<PciId>().unwrap().to_string(), "0001:1a:1f.7");
-        for text in ["", "x", "03:20.0", "03:00.8", "03:00", "30000", "+300", "1:2:3:4.0", "gpu"] {
+        assert_eq!(
+            "0001:1a:1f.7".parse::<PciId>().unwrap().to_string(),
+            "0001:1a:1f.7"
+        );
+        for text in [
+            "",
+            "x",
+            "03:20.0",
+            "03:00.8",
+            "03:00",
+            "30000",
+            "+300",
+            "1:2:3:4.0",
+            "gpu",
+        ] {
             let refused = text.parse::<PciId>().unwrap_err();
             assert!(refused.contains(&format!("{text:?}")), "{refused}");
         }
@@ -531,7 +557,10 @@ mod tests {
     fn isolations_are_read_in_any_case() {
         assert_eq!("strict".into_isolation(), Ok(Isolation::Strict));
         assert_eq!("SHARED".into_isolation(), Ok(Isolation::Shared));
-        assert_eq!(Isolation::Unmanaged.into_isolation(), Ok(Isolation::Unmanaged));
+        assert_eq!(
+            Isolation::Unmanaged.into_isolation(),
+            Ok(Isolation::Unmanaged)
+        );
         assert!("soft".into_isolation().unwrap_err().contains("STRICT"));
     }
 }

@@ -50,7 +50,9 @@ impl GuestProfile {
 
     /// Gives `builder` the least of what this guest wants.
     pub fn apply(self, builder: VmBuilder) -> VmBuilder {
-        let builder = builder.memory(*self.memory().start()).cpus(*self.cpus().start());
+        let builder = builder
+            .memory(*self.memory().start())
+            .cpus(*self.cpus().start());
         match self {
             Self::Linux => {
                 if builder.has_user_net() {
@@ -118,9 +120,15 @@ impl BootNeeds {
         // MBR partition tables count 512-byte sectors in 32 bits.
         let beyond_mbr = self.largest_disk > 2.tib();
         let uefi = match self {
-            Self { windows_11: true, .. } => Some("Windows 11 boots from nothing else"),
-            Self { secure_boot: true, .. } => Some("Secure Boot is part of UEFI"),
-            Self { uefi_shell: true, .. } => Some("the shell is part of UEFI"),
+            Self {
+                windows_11: true, ..
+            } => Some("Windows 11 boots from nothing else"),
+            Self {
+                secure_boot: true, ..
+            } => Some("Secure Boot is part of UEFI"),
+            Self {
+                uefi_shell: true, ..
+            } => Some("the shell is part of UEFI"),
             _ if beyond_mbr => Some("a BIOS does not boot from disks beyond 2 TiB"),
             _ => None,
         };
@@ -130,9 +138,10 @@ impl BootNeeds {
             ),
             (Some(why), false) => Ok((Boot::Uefi, why)),
             (None, true) => Ok((Boot::Bios, "real-mode code and old drivers want a BIOS")),
-            (None, false) if self.kernel_at_hand => {
-                Ok((Boot::Kernel, "nothing wants firmware, and without it the guest starts at once"))
-            }
+            (None, false) if self.kernel_at_hand => Ok((
+                Boot::Kernel,
+                "nothing wants firmware, and without it the guest starts at once",
+            )),
             (None, false) => Ok((Boot::Uefi, "it is what installers expect today")),
         }
     }
@@ -180,19 +189,40 @@ mod tests {
         let chosen = |needs: BootNeeds| needs.choose().map(|(boot, _)| boot);
         assert_eq!(chosen(needs), Ok(Boot::Kernel));
         assert_eq!(chosen(BootNeeds::default()), Ok(Boot::Uefi));
-        let real_mode = BootNeeds { real_mode: true, ..needs };
+        let real_mode = BootNeeds {
+            real_mode: true,
+            ..needs
+        };
         assert_eq!(chosen(real_mode), Ok(Boot::Bios));
         for uefi in [
-            BootNeeds { windows_11: true, ..needs },
-            BootNeeds { secure_boot: true, ..needs },
-            BootNeeds { uefi_shell: true, ..needs },
-            BootNeeds { largest_disk: 3.tib(), ..needs },
+            BootNeeds {
+                windows_11: true,
+                ..needs
+            },
+            BootNeeds {
+                secure_boot: true,
+                ..needs
+            },
+            BootNeeds {
+                uefi_shell: true,
+                ..needs
+            },
+            BootNeeds {
+                largest_disk: 3.tib(),
+                ..needs
+            },
         ] {
             assert_eq!(chosen(uefi), Ok(Boot::Uefi));
-            let torn = BootNeeds { real_mode: true, ..uefi };
+            let torn = BootNeeds {
+                real_mode: true,
+                ..uefi
+            };
             assert!(torn.choose().is_err());
         }
-        let just_fits = BootNeeds { largest_disk: 2.tib(), ..needs };
+        let just_fits = BootNeeds {
+            largest_disk: 2.tib(),
+            ..needs
+        };
         assert_eq!(chosen(just_fits), Ok(Boot::Kernel));
         assert_eq!(Boot::Bios.to_string(), "BIOS");
     }

@@ -213,7 +213,14 @@ mod tests {
     fn only_names_that_promise_a_format_do() {
         assert_eq!(promised_format(Path::new("/a/b.QCOW2")), Some("qcow2"));
         assert_eq!(promised_format(Path::new("b.vhdx")), Some("VHDX"));
-        for raw in ["a.img", "a.raw", "a.nvme", "qcow2", "/dev/vg/root", "a.qcow2.img"] {
+        for raw in [
+            "a.img",
+            "a.raw",
+            "a.nvme",
+            "qcow2",
+            "/dev/vg/root",
+            "a.qcow2.img",
+        ] {
             assert_eq!(promised_format(Path::new(raw)), None, "{raw}");
         }
     }

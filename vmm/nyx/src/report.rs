@@ -36,12 +36,7 @@ impl PerformanceReport {
     }
 }
 
-fn say(
-    f: &mut fmt::Formatter<'_>,
-    what: &str,
-    measured: Measured<f64>,
-    unit: &str,
-) -> fmt::Result {
+fn say(f: &mut fmt::Formatter<'_>, what: &str, measured: Measured<f64>, unit: &str) -> fmt::Result {
     match measured {
         Measured::Value(value) => writeln!(f, "{what:<16} {value:.1}{unit}"),
         Measured::Absent(why) => writeln!(f, "{what:<16} – ({why})"),
@@ -109,10 +104,14 @@ mod tests {
             fn inspect(&self, _: &mut dyn nyx_inspect::Visitor) {}
         }
         let view = Arc::new(Nothing);
-        let report = PerformanceReport::of(Metrics::new(Setup::new("vm", 1, 1 << 20), view).report());
+        let report =
+            PerformanceReport::of(Metrics::new(Setup::new("vm", 1, 1 << 20), view).report());
         let text = report.to_string();
         assert!(text.starts_with("exits            0\n"), "{text}");
-        assert!(text.contains("disk latency     – (no disk request completed yet)"), "{text}");
+        assert!(
+            text.contains("disk latency     – (no disk request completed yet)"),
+            "{text}"
+        );
         assert_eq!(report.to_json()["summary"]["total_exits"], 0);
         assert_eq!(report.why_absent(), None);
     }

@@ -12,6 +12,7 @@ use nyx_api::{Code, DeviceDescription, Operation, OperationState, Phase, Problem
 use nyx_diagnose::{Bundle, Outcome};
 use nyx_inspect::{Inspect, Visitor};
 use nyx_metrics::{Metrics, Setup};
+use nyx_spec::{Role, VmSpec};
 use nyx_vmm::{Control, Request};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeSet;
@@ -67,15 +68,17 @@ impl Run {
         control: Control,
         features: BTreeSet<Feature>,
         lifecycle: Lifecycle,
-        first_serial: Option<String>,
-        memory: u64,
-        vcpus: u32,
+        spec: &VmSpec,
         socket: Option<PathBuf>,
     ) -> Self {
+        let first_serial = spec.devices.iter().find_map(|device| {
+            let is_first = matches!(device.role, Role::Serial { number: 0, .. });
+            is_first.then(|| device.name.clone())
+        });
         let metrics = features.contains(&Feature::Metrics).then(|| {
             let setup = Setup {
                 linger: LINGER,
-                ..Setup::new(&control.identity().name, vcpus, memory)
+                ..Setup::new(&control.identity().name, spec.cpus.count, spec.memory.size)
             };
             Metrics::new(setup, Arc::new(Live(control.clone())))
         });
@@ -582,10 +585,13 @@ impl RunningVm {
         self.0.session(name).ok_or_else(|| {
             let consoles = self.0.control.consoles().list();
             let names: Vec<_> = consoles.into_iter().map(|(name, _)| name).collect();
-            Problem::new(Code::NotFound, format!("there is no console called {name:?}"))
-                .field("name")
-                .value(name)
-                .mend(format!("there are: {}", names.join(", ")))
+            Problem::new(
+                Code::NotFound,
+                format!("there is no console called {name:?}"),
+            )
+            .field("name")
+            .value(name)
+            .mend(format!("there are: {}", names.join(", ")))
         })
     }
 

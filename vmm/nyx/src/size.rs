@@ -77,8 +77,7 @@ impl IntoSize for ByteSize {
 
 impl IntoSize for &str {
     fn into_size(self) -> Result<ByteSize, String> {
-        self.parse()
-            .map_err(|e: nyx_spec::SizeError| e.to_string())
+        self.parse().map_err(|e: nyx_spec::SizeError| e.to_string())
     }
 }
 
@@ -154,7 +153,9 @@ pub enum SizingError {
     #[error("{0:?} is not a kind of guest; use linux, windows, database or development")]
     Unknown(String),
     /// The data is beyond any machine.
-    #[error("{0} of data are beyond what memory can be sized for; give the part that is used at once")]
+    #[error(
+        "{0} of data are beyond what memory can be sized for; give the part that is used at once"
+    )]
     TooMuch(ByteSize),
 }
 
@@ -203,7 +204,11 @@ mod tests {
         assert_eq!(String::from("512M").into_size(), Ok(512.mib()));
         assert_eq!((4 * 1024_u64.pow(3)).into_size(), Ok(4.gib()));
         assert_eq!((1 << 30).into_size(), Ok(1.gib()));
-        assert!((-5).into_size().unwrap_err().starts_with("-5 is not a size"));
+        assert!(
+            (-5).into_size()
+                .unwrap_err()
+                .starts_with("-5 is not a size")
+        );
         assert!("much".into_size().unwrap_err().contains("512M"));
     }
 

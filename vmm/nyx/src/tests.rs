@@ -2,7 +2,8 @@
 
 use crate::{
     BuildErrorKind, BuildErrors, Console, ConsoleKind, Disk, DiskEngine, DiskFormat, Feature,
-    HugePageSize, Isolation, Net, PciId, ProductionVMBuilder, SizeUnits, Transport, VmBuilder,
+    HugePageSize, Isolation, Net, OnEnospc, PciId, ProductionVMBuilder, SizeUnits, Transport,
+    VmBuilder,
 };
 use nyx_spec::{ConsoleDevice, Cpus, parse_json, parse_toml};
 use proptest::collection::vec;
@@ -90,17 +91,36 @@ fn disk() -> impl Strategy<Value = Disk> {
         option::of(any::<u16>()),
         option::of(any::<u16>()),
     );
-    let texts = (any::<String>(), option::of(any::<String>()), option::of(any::<String>()));
-    let flags = (any::<bool>(), any::<bool>(), select(vec![Auto, IoUring, Threads]));
-    (texts, flags, shape).prop_map(|((path, name, serial), (readonly, direct, engine), shape)| {
-        let mut disk = Disk::new(path).format(DiskFormat::Raw).engine(engine);
-        disk = if readonly { disk.read_only() } else { disk };
-        disk = if direct { disk.direct() } else { disk };
-        disk.config.name = name;
-        disk.config.serial = serial;
-        (disk.config.block_size, disk.config.queues, disk.config.queue_size) = shape;
-        disk
-    })
+    let texts = (
+        any::<String>(),
+        option::of(any::<String>()),
+        option::of(any::<String>()),
+    );
+    let flags = (
+        any::<bool>(),
+        any::<bool>(),
+        select(vec![Auto, IoUring, Threads]),
+    );
+    (texts, flags, shape).prop_map(
+        |((path, name, serial), (readonly, direct, engine), shape)| {
+            let mut disk = Disk::new(path).format(DiskFormat::Raw).engine(engine);
+            disk = if direct {
+                disk.on_enospc(OnEnospc::Report)
+            } else {
+                disk
+            };
+            disk = if readonly { disk.read_only() } else { disk };
+            disk = if direct { disk.direct() } else { disk };
+            disk.config.name = name;
+            disk.config.serial = serial;
+            (
+                disk.config.block_size,
+                disk.config.queues,
+                disk.config.queue_size,
+            ) = shape;
+            disk
+        },
+    )
 }
 
 fn net() -> impl Strategy<Value = Net> {
@@ -115,20 +135,28 @@ fn net() -> impl Strategy<Value = Net> {
         option::of(any::<u16>()),
         option::of(any::<u16>()),
     );
-    (0..3_usize, texts, shape, any::<bool>(), option::of(any::<[u8; 5]>())).prop_map(
-        |(kind, (name, tap, network, forward), (fds, mtu, queues), loopback, mac)| {
-            let mut net = [Net::user(), Net::tap(), Net::null()][kind].clone();
-            (net.config.name, net.config.tap, net.config.network) = (name, tap.clone(), network);
-            net.config.address = tap;
-            net.config.forward = forward;
-            (net.config.fds, net.config.mtu, net.config.queues) = (fds, mtu, queues);
-            net.config.host_loopback = loopback;
-            if let Some([a, b, c, d, e]) = mac {
-                net = net.mac(format!("52:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}"));
-            }
-            net
-        },
+    (
+        0..3_usize,
+        texts,
+        shape,
+        any::<bool>(),
+        option::of(any::<[u8; 5]>()),
     )
+        .prop_map(
+            |(kind, (name, tap, network, forward), (fds, mtu, queues), loopback, mac)| {
+                let mut net = [Net::user(), Net::tap(), Net::null()][kind].clone();
+                (net.config.name, net.config.tap, net.config.network) =
+                    (name, tap.clone(), network);
+                net.config.address = tap;
+                net.config.forward = forward;
+                (net.config.fds, net.config.mtu, net.config.queues) = (fds, mtu, queues);
+                net.config.host_loopback = loopback;
+                if let Some([a, b, c, d, e]) = mac {
+                    net = net.mac(format!("52:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}"));
+                }
+                net
+            },
+        )
 }
 
 fn console() -> impl Strategy<Value = Console> {
@@ -246,7 +274,8 @@ fn what_a_file_cannot_say_is_named_in_it() {
     let expected = ["serial", "with_error_handling", "with_metrics"];
     assert_eq!(builder.beyond_the_file(), expected);
     let toml = builder.to_toml().unwrap();
-    let first = "# Set up by the program and not said here: serial, with_error_handling, with_metrics.\n";
+    let first =
+        "# Set up by the program and not said here: serial, with_error_handling, with_metrics.\n";
     assert!(toml.starts_with(first), "{toml}");
     let config = parse_toml(&toml).unwrap();
     let consoles = config.consoles.unwrap();
@@ -277,12 +306,22 @@ fn what_is_not_there_yet_is_refused_by_name() {
         ("with_snapshot", VmBuilder::with_snapshot),
         ("with_iommu", VmBuilder::with_iommu),
         ("enable_iommu", VmBuilder::enable_iommu),
-        ("passthrough_device", |b| b.passthrough_device(0x300, "STRICT")),
-        ("passthrough_device", |b| b.passthrough_device("03:00.0", Isolation::Shared)),
-        ("passthrough_device", |b| b.passthrough_device(PciId::new(1), Isolation::Unmanaged)),
+        ("passthrough_device", |b| {
+            b.passthrough_device(0x300, "STRICT")
+        }),
+        ("passthrough_device", |b| {
+            b.passthrough_device("03:00.0", Isolation::Shared)
+        }),
+        ("passthrough_device", |b| {
+            b.passthrough_device(PciId::new(1), Isolation::Unmanaged)
+        }),
         ("iommu_large_pages", |b| b.iommu_large_pages(true)),
-        ("iommu_interrupt_coalescing", |b| b.iommu_interrupt_coalescing(true)),
-        ("iommu_batch_invalidation", |b| b.iommu_batch_invalidation(true)),
+        ("iommu_interrupt_coalescing", |b| {
+            b.iommu_interrupt_coalescing(true)
+        }),
+        ("iommu_batch_invalidation", |b| {
+            b.iommu_batch_invalidation(true)
+        }),
         ("cpu_affinity", |b| b.cpu_affinity(0..16)),
         ("with_debug_symbols", |b| b.with_debug_symbols("app.dbg")),
         ("with_breakpoints", VmBuilder::with_breakpoints),
@@ -296,13 +335,24 @@ fn what_is_not_there_yet_is_refused_by_name() {
             let said = lines(&refused);
             assert_eq!(said.len(), 1, "{said:?}");
             assert!(said[0].starts_with(&format!("{method}: ")), "{said:?}");
-            assert!(said[0].contains("not part of this version of Nyx; "), "{said:?}");
+            assert!(
+                said[0].contains("not part of this version of Nyx; "),
+                "{said:?}"
+            );
             assert_eq!(refused.not_in_this_version(), [method]);
-            assert_eq!(builder.to_toml().unwrap_err(), refused, "no file is silent about it");
+            assert_eq!(
+                builder.to_toml().unwrap_err(),
+                refused,
+                "no file is silent about it"
+            );
             assert_eq!(builder.to_json().unwrap_err(), refused);
         }
         // Alone it is the only thing wrong, and firmware is a kernel's stead.
-        assert_eq!(lines(&make(bootable()).validate().unwrap_err()).len(), 1, "{method}");
+        assert_eq!(
+            lines(&make(bootable()).validate().unwrap_err()).len(),
+            1,
+            "{method}"
+        );
         assert!(make(bootable()).build().is_err(), "{method}");
     }
     for firmware in [VmBuilder::new().uefi("f"), VmBuilder::new().bios("f")] {
@@ -328,7 +378,10 @@ fn saying_no_is_fine_and_the_last_word_counts() {
         .cpu_affinity([1])
         .cpu_affinity([]);
     assert_eq!(builder.validate(), Ok(()));
-    assert_eq!(builder.to_config().unwrap(), bootable().to_config().unwrap());
+    assert_eq!(
+        builder.to_config().unwrap(),
+        bootable().to_config().unwrap()
+    );
 }
 
 #[test]
@@ -391,13 +444,19 @@ fn files_that_cannot_be_used_are_told_together() {
         (BuildErrorKind::File, "disk"),
     ];
     assert_eq!(said, expected, "{errors}");
-    assert!(errors.to_string().contains("number 1, path: cannot open"), "{errors}");
+    assert!(
+        errors.to_string().contains("number 1, path: cannot open"),
+        "{errors}"
+    );
 }
 
 #[test]
 fn a_machine_needs_something_to_boot() {
     let said = lines(&VmBuilder::new().validate().unwrap_err());
-    assert_eq!(said, ["kernel: there is nothing to boot; name a kernel with kernel(path)"]);
+    assert_eq!(
+        said,
+        ["kernel: there is nothing to boot; name a kernel with kernel(path)"]
+    );
 }
 
 #[test]
@@ -416,7 +475,11 @@ fn memory_and_cpus_keep_the_short_form_where_it_says_all() {
 #[test]
 fn features_are_off_until_asked_for() {
     let builder = bootable();
-    assert!(Feature::ALL.iter().all(|feature| !builder.is_enabled(*feature)));
+    assert!(
+        Feature::ALL
+            .iter()
+            .all(|feature| !builder.is_enabled(*feature))
+    );
     let builder = builder
         .with_error_handling()
         .with_logging()
@@ -424,7 +487,11 @@ fn features_are_off_until_asked_for() {
         .with_pci_hotplug()
         .with_performance_tracing()
         .with_control_socket();
-    assert!(Feature::ALL.iter().all(|feature| builder.is_enabled(*feature)));
+    assert!(
+        Feature::ALL
+            .iter()
+            .all(|feature| builder.is_enabled(*feature))
+    );
     // The journal is in the file.
     let in_file = [Feature::Logging, Feature::PerformanceTracing];
     let beyond = Feature::ALL.iter().filter(|f| !in_file.contains(f));
@@ -440,14 +507,24 @@ fn a_file_is_gone_on_from() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("m.toml");
     std::fs::write(&file, bootable().name("filed").to_toml().unwrap()).unwrap();
-    let config = VmBuilder::from_file(&file).unwrap().cpus(3).to_config().unwrap();
-    assert_eq!((config.name.as_deref(), &config.cpus), (Some("filed"), &Cpus::Count(3)));
+    let config = VmBuilder::from_file(&file)
+        .unwrap()
+        .cpus(3)
+        .to_config()
+        .unwrap();
+    assert_eq!(
+        (config.name.as_deref(), &config.cpus),
+        (Some("filed"), &Cpus::Count(3))
+    );
     let json = folder.path().join("m.json");
     std::fs::write(&json, bootable().to_json().unwrap()).unwrap();
     assert!(VmBuilder::from_file(&json).unwrap().validate().is_ok());
     std::fs::write(&file, "memroy = 1").unwrap();
     let refused = VmBuilder::from_file(&file).unwrap_err().to_string();
-    assert!(refused.contains("m.toml") && refused.contains("memory"), "{refused}");
+    assert!(
+        refused.contains("m.toml") && refused.contains("memory"),
+        "{refused}"
+    );
     assert!(VmBuilder::from_file(folder.path().join("none")).is_err());
 }
 
@@ -464,7 +541,10 @@ fn the_journal_is_described_in_the_file() {
     let journal = both.to_config().unwrap().journal.unwrap();
     assert_eq!((journal.outputs.len(), journal.trace.enabled), (1, true));
     // One that makes no sense is refused like everything else.
-    let journal = crate::journal::JournalConfig { entries: 1, ..Default::default() };
+    let journal = crate::journal::JournalConfig {
+        entries: 1,
+        ..Default::default()
+    };
     let said = lines(&bootable().with_journal(journal).validate().unwrap_err());
     assert!(said[0].starts_with("with_journal: entries"), "{said:?}");
 }

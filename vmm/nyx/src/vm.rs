@@ -14,7 +14,7 @@ use nyx_api::Problem;
 use nyx_catalog::{Backends, ConsoleTail, Consoles, Escape};
 use nyx_diagnose::Recorder;
 use nyx_kvm::Kvm;
-use nyx_spec::{Role, VmConfig};
+use nyx_spec::VmConfig;
 use nyx_vmm::{
     Desk, HostSource, Identity, Notice, PrepareError, Prepared, Request, RunError, Start, Vmm,
 };
@@ -82,9 +82,9 @@ impl Vm {
         let prepared = Prepared::new(&config, &HostSource::Hypervisor(&kvm));
         let prepared = prepared.map_err(|e| match e {
             PrepareError::Plan(errors) => {
-                let errors = errors.iter().map(|e| {
-                    BuildError::about_field(BuildErrorKind::Host, &e.path, &e.reason)
-                });
+                let errors = errors
+                    .iter()
+                    .map(|e| BuildError::about_field(BuildErrorKind::Host, &e.path, &e.reason));
                 BuildErrors::from_list(errors.collect())
                     .unwrap_or_else(|| host("build", "the machine does not fit this host".into()))
             }
@@ -213,10 +213,6 @@ impl Vm {
         // The run before lets go of what it shows.
         self.last = None;
         let consoles = Consoles::default();
-        let first_serial = prepared.spec.devices.iter().find_map(|device| {
-            let is_first = matches!(device.role, Role::Serial { number: 0, .. });
-            is_first.then(|| device.name.clone())
-        });
         let desk = Desk::new(self.identity(), consoles.clone());
         let control = desk.control();
         if let Some(logger) = &self.logger {
@@ -248,9 +244,7 @@ impl Vm {
             control,
             self.features.clone(),
             self.lifecycle.clone(),
-            first_serial,
-            prepared.spec.memory.size,
-            prepared.spec.cpus.count,
+            &prepared.spec,
             door.as_ref().map(Door::socket),
         );
         let faults = run.faults().cloned();
@@ -335,6 +329,16 @@ impl RunMetrics<'_> {
     pub fn page(&self) -> String {
         self.0.page()
     }
+}
+
+/// Starts `vm` and lets it run on its own: [`Vm::start`], for programs with many machines.
+///
+/// # Errors
+///
+/// As for [`Vm::start`].
+pub fn spawn_vm(vm: Vm) -> Result<RunningVm, StartError> {
+    let mut vm = vm;
+    vm.start()
 }
 
 type Ears = std::thread::JoinHandle<()>;

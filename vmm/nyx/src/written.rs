@@ -18,7 +18,7 @@ fn table(of: &impl Serialize) -> Result<Table, WriteError> {
 
 /// Drops from `table` what `plain` has alike, except for `keys` that must be there.
 fn drop_plain(table: &mut Table, plain: &Table, keys: &[&str]) {
-    table.retain(|key, value| keys.iter().any(|k| *k == key) || plain.get(key) != Some(value));
+    table.retain(|key, value| keys.contains(&key) || plain.get(key) != Some(value));
 }
 
 fn drop_plain_entries(table: &mut Table, list: &str, plain: &Table, keys: &[&str]) {
@@ -57,8 +57,22 @@ pub(crate) fn to_toml(config: &VmConfig) -> Result<String, WriteError> {
 
 /// Keys in the order in which people expect them; others follow.
 const ORDER: [&str; 16] = [
-    "name", "kind", "path", "transport", "count", "cpus", "size", "memory", "kernel", "initrd",
-    "cmdline", "boot", "disks", "nets", "consoles", "debug_console",
+    "name",
+    "kind",
+    "path",
+    "transport",
+    "count",
+    "cpus",
+    "size",
+    "memory",
+    "kernel",
+    "initrd",
+    "cmdline",
+    "boot",
+    "disks",
+    "nets",
+    "consoles",
+    "debug_console",
 ];
 
 /// A value whose tables are in that order.

@@ -9,23 +9,14 @@ use nyx::{BuildErrorKind, Feature, SizeUnits, VmBuilder};
 use std::path::{Path, PathBuf};
 
 #[expect(dead_code, reason = "an example's main is for its own program")]
+#[path = "../examples/dev_vm.rs"]
+mod dev_vm;
+#[expect(dead_code, reason = "an example's main is for its own program")]
 #[path = "../examples/development.rs"]
 mod development;
 #[expect(dead_code, reason = "an example's main is for its own program")]
-#[path = "../examples/windows_server.rs"]
-mod windows_server;
-#[expect(dead_code, reason = "an example's main is for its own program")]
-#[path = "../examples/linux_migration.rs"]
-mod linux_migration;
-#[expect(dead_code, reason = "an example's main is for its own program")]
 #[path = "../examples/ha_cluster.rs"]
 mod ha_cluster;
-#[expect(dead_code, reason = "an example's main is for its own program")]
-#[path = "../examples/passthrough.rs"]
-mod passthrough;
-#[expect(dead_code, reason = "an example's main is for its own program")]
-#[path = "../examples/secure.rs"]
-mod secure;
 #[expect(dead_code, reason = "an example's main is for its own program")]
 #[path = "../examples/iommu_first.rs"]
 mod iommu_first;
@@ -33,8 +24,17 @@ mod iommu_first;
 #[path = "../examples/iommu_production.rs"]
 mod iommu_production;
 #[expect(dead_code, reason = "an example's main is for its own program")]
-#[path = "../examples/dev_vm.rs"]
-mod dev_vm;
+#[path = "../examples/linux_migration.rs"]
+mod linux_migration;
+#[expect(dead_code, reason = "an example's main is for its own program")]
+#[path = "../examples/passthrough.rs"]
+mod passthrough;
+#[expect(dead_code, reason = "an example's main is for its own program")]
+#[path = "../examples/secure.rs"]
+mod secure;
+#[expect(dead_code, reason = "an example's main is for its own program")]
+#[path = "../examples/windows_server.rs"]
+mod windows_server;
 
 /// The methods that are refused; nothing else may be wrong.
 fn refused(builder: &VmBuilder) -> Vec<String> {
@@ -88,7 +88,10 @@ fn scenario_5_passthrough() {
 
 #[test]
 fn scenario_6_secure() {
-    assert_eq!(refused(&secure::describe()), ["uefi", "with_tpm", "enable_iommu"]);
+    assert_eq!(
+        refused(&secure::describe()),
+        ["uefi", "with_tpm", "enable_iommu"]
+    );
 }
 
 #[test]
@@ -115,7 +118,9 @@ fn shipped() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let entries = std::fs::read_dir(folder).unwrap();
     let files = entries.map(|entry| entry.unwrap().path());
-    files.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect()
+    files
+        .filter(|path| path.extension().is_some_and(|e| e == "toml"))
+        .collect()
 }
 
 #[test]
@@ -128,7 +133,8 @@ fn shipped_files_describe_machines_of_this_version() {
         // Named like the file, so that `nyx ps` tells which it is.
         let name = builder.to_config().unwrap().name.unwrap();
         let stem = path.file_stem().unwrap().to_str().unwrap();
-        let is_named_so = name == stem.replace('_', "-") || (stem, name.as_str()) == ("dev_vm", "dev");
+        let is_named_so =
+            name == stem.replace('_', "-") || (stem, name.as_str()) == ("dev_vm", "dev");
         assert!(is_named_so, "{name} in {stem}");
     }
 }

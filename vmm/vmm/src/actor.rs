@@ -23,8 +23,8 @@ use nyx_catalog::{Backends, KINDS};
 use nyx_device::{Fault, FaultKind, GenerationChange, PowerButton, PowerRequest, ResetKind};
 use nyx_diagnose::Stage;
 use nyx_hypervisor::{Hypervisor, SystemEvent};
-use nyx_metrics::{Metrics, Setup};
 use nyx_machine::{AssembleError, Machine, Ports, StuckUnits, VcpuEvent};
+use nyx_metrics::{Metrics, Setup};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -157,7 +157,9 @@ impl Wait {
         match self {
             Self::PowerOff => "waiting for the guest to switch itself off".into(),
             Self::Ejection(name) => format!("waiting for the guest to let go of {name}"),
-            Self::Parting(name) => format!("giving the guest a moment to notice that {name} is gone"),
+            Self::Parting(name) => {
+                format!("giving the guest a moment to notice that {name} is gone")
+            }
         }
     }
 
@@ -499,7 +501,9 @@ impl Vmm {
         let board = &self.control.0.board;
         let before = self.pending.len();
         let cancelled = |wait: &mut Pending| {
-            let open = board.operation(wait.id).is_some_and(|o| !o.state.is_final());
+            let open = board
+                .operation(wait.id)
+                .is_some_and(|o| !o.state.is_final());
             if open {
                 let total = wait.deadline - wait.begun;
                 let progress = Progress {
@@ -538,7 +542,11 @@ impl Vmm {
             }
         }
         tracing::info!(target: "vm", resets, "the guest runs");
-        self.machine.start();
+        if self.control.phase() == Phase::Paused {
+            self.machine.resume();
+        } else {
+            self.machine.start();
+        }
         self.control.0.board.enter(Phase::Running);
     }
 

@@ -130,9 +130,8 @@ impl Board {
         }
         if waiting >= MOST_OPERATIONS && kind != OperationKind::Kill {
             let why = format!("{kind}: {waiting} operations have not ended yet");
-            return Err(
-                Problem::new(Code::Busy, why).mend("wait for them, or cancel what can be cancelled")
-            );
+            return Err(Problem::new(Code::Busy, why)
+                .mend("wait for them, or cancel what can be cancelled"));
         }
         let id = edit.content.next_operation;
         edit.content.next_operation += 1;
@@ -239,7 +238,13 @@ impl Board {
     pub(crate) fn end(&self, ending: String, detail: Option<String>) {
         let mut edit = self.edit();
         let open = |o: &&Operation| !o.state.is_final();
-        let open: Vec<u64> = edit.content.operations.iter().filter(open).map(|o| o.id).collect();
+        let open: Vec<u64> = edit
+            .content
+            .operations
+            .iter()
+            .filter(open)
+            .map(|o| o.id)
+            .collect();
         for id in open {
             edit.change(id, |operation| {
                 let ends = matches!(operation.kind, OperationKind::Stop | OperationKind::Kill);

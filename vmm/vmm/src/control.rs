@@ -372,10 +372,13 @@ impl Control {
             } else {
                 format!("there are: {}", names.join(", "))
             };
-            Problem::new(Code::NotFound, format!("there is no {kind} called {name:?}"))
-                .field("name")
-                .value(name)
-                .mend(mend)
+            Problem::new(
+                Code::NotFound,
+                format!("there is no {kind} called {name:?}"),
+            )
+            .field("name")
+            .value(name)
+            .mend(mend)
         })
     }
 }

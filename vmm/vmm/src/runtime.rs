@@ -216,7 +216,10 @@ mod tests {
         let first = RuntimeFolder::claim(&root, "web1").unwrap();
         first.publish(&record()).unwrap();
         let said = RuntimeFolder::claim(&root, "web1").unwrap_err().to_string();
-        assert!(said.contains("process 4711") && said.contains("nyx stop web1"), "{said}");
+        assert!(
+            said.contains("process 4711") && said.contains("nyx stop web1"),
+            "{said}"
+        );
         let other = RuntimeFolder::claim(&root, "web2").unwrap();
         drop(first);
         assert!(!root.join("web1").exists());

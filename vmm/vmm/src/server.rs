@@ -73,11 +73,7 @@ impl Socket {
     /// # Errors
     ///
     /// There is no thread to be had.
-    pub fn serve(
-        self,
-        control: Control,
-        kill: Arc<dyn Fn() + Send + Sync>,
-    ) -> io::Result<Server> {
+    pub fn serve(self, control: Control, kill: Arc<dyn Fn() + Send + Sync>) -> io::Result<Server> {
         let (close, closing) = watch::channel(false);
         let Self { listener, gdb } = self;
         let services = Services {
@@ -170,7 +166,10 @@ async fn serve(listener: StdListener, services: Services) -> io::Result<()> {
     let deadline = Instant::now() + GRACE;
     while !clients.is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
-        if tokio::time::timeout(left, clients.join_next()).await.is_err() {
+        if tokio::time::timeout(left, clients.join_next())
+            .await
+            .is_err()
+        {
             clients.abort_all();
             break;
         }

@@ -133,7 +133,10 @@ fn acpica_compiles_and_evaluates_what_devices_add_to_the_dsdt() {
     }
     assert!(!said.contains("S02_"), "{said}");
     let said = evaluate("evaluate \\_GPE._E01").unwrap();
-    assert!(!said.contains("AE_") && !said.contains("Notify on"), "{said}");
+    assert!(
+        !said.contains("AE_") && !said.contains("Notify on"),
+        "{said}"
+    );
     let said = evaluate("evaluate \\_SB.PCI0.S1F._ADR").unwrap();
     assert!(said.contains("00000000001F0000"), "{said}");
 }

@@ -40,6 +40,11 @@ pub(crate) const ALL: &[Measure] = &[
         run: exits,
     },
     Measure {
+        name: "api",
+        what: "exec to the control socket's first answer, start accepted, requests under an exit storm",
+        run: super::api::run,
+    },
+    Measure {
         name: "block",
         what: "random reads and writes of 4 KiB: per second, and per second of the VMM's processor time",
         run: block,
@@ -97,12 +102,20 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Where runtime folders go: a name as short as a socket's path needs.
+    pub(crate) fn runtime(&self) -> PathBuf {
+        Path::new("/dev/shm").join(format!("nyx-bench-{}", std::process::id()))
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         for image in [&self.cached, &self.direct] {
             // What is not there need not be removed.
             let _ = fs::remove_file(image);
         }
+        let _ = fs::remove_dir_all(self.runtime());
     }
 }
 

@@ -51,9 +51,8 @@ pub(crate) fn top(args: &TopArgs) -> Result<(), Failure> {
                 "top draws on a terminal, and this is none; `nyx top --once` prints a table",
             ));
         }
-        return screen::run(&session, &names, interval).map_err(|e| {
-            Failure::new(REFUSED, format!("the terminal cannot be drawn on: {e}"))
-        });
+        return screen::run(&session, &names, interval)
+            .map_err(|e| Failure::new(REFUSED, format!("the terminal cannot be drawn on: {e}")));
     }
     let mut gathered = Gathered::default();
     gathered.look(&session, &names);

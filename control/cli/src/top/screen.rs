@@ -58,7 +58,9 @@ impl Sort {
             Self::Net => |rates| rates.net_bytes,
         };
         let value = |watched: &Watched| watched.rates.as_ref().map_or(-1.0, key);
-        value(b).total_cmp(&value(a)).then_with(|| a.name.cmp(&b.name))
+        value(b)
+            .total_cmp(&value(a))
+            .then_with(|| a.name.cmp(&b.name))
     }
 }
 
@@ -270,7 +272,12 @@ fn facts_of(watched: &Watched) -> Text<'static> {
         let named = kinds.into_iter().take(3);
         lines.extend(named.map(|(kind, rate)| format!("  {kind:<12} {:>8}", count(*rate))));
     }
-    Text::from(lines.into_iter().map(|line| Line::raw(printable(&line))).collect::<Vec<_>>())
+    Text::from(
+        lines
+            .into_iter()
+            .map(|line| Line::raw(printable(&line)))
+            .collect::<Vec<_>>(),
+    )
 }
 
 #[cfg(test)]
@@ -294,7 +301,10 @@ mod tests {
     }
 
     fn press(screen: &mut Screen, gathered: &Gathered, code: KeyCode) -> bool {
-        screen.take(&Event::Key(KeyEvent::new(code, KeyModifiers::NONE)), gathered)
+        screen.take(
+            &Event::Key(KeyEvent::new(code, KeyModifiers::NONE)),
+            gathered,
+        )
     }
 
     #[test]
@@ -321,13 +331,28 @@ mod tests {
 
     #[test]
     fn the_screen_shows_machines_and_the_chosen_one_in_detail() {
-        let screen = Screen { detail: true, ..Screen::default() };
+        let screen = Screen {
+            detail: true,
+            ..Screen::default()
+        };
         let mut gathered = Gathered::default();
         let empty = shown(&screen, &gathered);
-        assert!(empty.contains("No machines are running; start one with `nyx run`."), "{empty}");
+        assert!(
+            empty.contains("No machines are running; start one with `nyx run`."),
+            "{empty}"
+        );
         gathered.machines = vec![watched("web1", 42.0)];
         let text = shown(&screen, &gathered);
-        for words in ["1 machine ", "web1", "running", "42.0", "┌ web1 ─", "vCPUs    2", "mmio", "q quit"] {
+        for words in [
+            "1 machine ",
+            "web1",
+            "running",
+            "42.0",
+            "┌ web1 ─",
+            "vCPUs    2",
+            "mmio",
+            "q quit",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
     }

@@ -33,9 +33,18 @@ fn echoing(asked: &Asked, stream: &mut UnixStream) {
 #[test]
 fn pipes_carry_both_ways() {
     let world = World::with(echoing);
-    let mut child = world.nyx("console web1").stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = world
+        .nyx("console web1")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     // Ctrl-A is a byte like others here.
-    child.stdin.take().unwrap().write_all(b"a\x01xb quit").unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"a\x01xb quit")
+        .unwrap();
     let outcome = wait(child);
     assert_eq!(
         (outcome.code, &*outcome.stdout, &*outcome.stderr),
@@ -46,7 +55,10 @@ fn pipes_carry_both_ways() {
 #[test]
 fn the_end_of_input_may_be_the_end() {
     let world = World::with(echoing);
-    assert_eq!(world.says("console web1 hvc0 --leave-after 0"), "said before on hvc0\r\n");
+    assert_eq!(
+        world.says("console web1 hvc0 --leave-after 0"),
+        "said before on hvc0\r\n"
+    );
     assert_eq!(
         world.fails("console web1 com", 3),
         "nyx: machine `web1` has no console called \"com\"; did you mean `com1`?"
@@ -56,7 +68,11 @@ fn the_end_of_input_may_be_the_end() {
 #[test]
 fn a_reader_that_leaves_ends_it_quietly() {
     let world = World::with(echoing);
-    let mut child = world.nyx("console web1").stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = world
+        .nyx("console web1")
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = child.stdout.take().unwrap();
     read_until(&mut output, "com1\r\n");
@@ -137,8 +153,16 @@ fn a_terminal_is_raw_while_joined_and_itself_again_after_ctrl_a_x() {
     let world = World::with(echoing);
     let (mut terminal, before) = on_terminal(&world, "console web1");
     let seen = terminal.reads("said before on com1");
-    assert!(seen.contains("nyx: console com1 of web1; Ctrl-A x leaves, Ctrl-A h helps"), "{seen}");
-    assert!(!tcgetattr(&terminal.side).unwrap().local_modes.contains(LocalModes::ICANON));
+    assert!(
+        seen.contains("nyx: console com1 of web1; Ctrl-A x leaves, Ctrl-A h helps"),
+        "{seen}"
+    );
+    assert!(
+        !tcgetattr(&terminal.side)
+            .unwrap()
+            .local_modes
+            .contains(LocalModes::ICANON)
+    );
     // Ctrl-C is for the guest.
     terminal.types(b"ls\x03\x01\x01.");
     terminal.reads("LS\x03\x01.");

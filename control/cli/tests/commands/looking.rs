@@ -53,24 +53,50 @@ pub(crate) fn good(asked: &Asked, stream: &mut UnixStream) {
             reply(stream, 200, "application/json", r#"{"exits":{"rate":1.5}}"#);
         }
         ("GET", "/v1/machine/metrics/samples") => {
-            reply(stream, 200, "application/json", &format!("[{{\"query\":\"{query}\"}}]"));
+            reply(
+                stream,
+                200,
+                "application/json",
+                &format!("[{{\"query\":\"{query}\"}}]"),
+            );
         }
         ("GET", "/v1/machine/health") => reply(stream, 200, "application/json", HEALTH),
-        ("GET", "/v1/machine/trace") => reply(stream, 200, "application/json", "{\"traceEvents\":[]}"),
+        ("GET", "/v1/machine/trace") => {
+            reply(stream, 200, "application/json", "{\"traceEvents\":[]}")
+        }
         ("GET", "/v1/operations") => {
             let mut failed = operation(OperationKind::AddDisk, OperationState::Failed);
             failed.problem = Some(Problem::new(Code::Failed, "no such file"));
-            json(stream, 200, &[failed, operation(OperationKind::Pause, OperationState::Done)]);
+            json(
+                stream,
+                200,
+                &[
+                    failed,
+                    operation(OperationKind::Pause, OperationState::Done),
+                ],
+            );
         }
         ("DELETE", "/v1/operations/7") => {
-            json(stream, 200, &operation(OperationKind::Stop, OperationState::Cancelled));
+            json(
+                stream,
+                200,
+                &operation(OperationKind::Stop, OperationState::Cancelled),
+            );
         }
         ("PUT", "/v1/machine/gdb") => {
-            reply(stream, 200, "application/json", r#"{"address":"/run/nyx/web1/gdb.sock"}"#);
+            reply(
+                stream,
+                200,
+                "application/json",
+                r#"{"address":"/run/nyx/web1/gdb.sock"}"#,
+            );
         }
         ("DELETE", "/v1/machine/gdb") => reply(stream, 204, "text/plain", ""),
         (method, path) => {
-            let problem = Problem::new(Code::NotFound, format!("{method} {path}: there is no such thing"));
+            let problem = Problem::new(
+                Code::NotFound,
+                format!("{method} {path}: there is no such thing"),
+            );
             json(stream, 404, &problem);
         }
     }
@@ -84,9 +110,15 @@ const HEALTH: &str = r#"{"status":"critical","issues":[],"checks":[{"name":"disk
 #[test]
 fn ps_without_machines_says_how_to_start_one() {
     let world = World::new();
-    assert_eq!(world.says("ps"), "No machines are running; start one with `nyx run`.\n");
+    assert_eq!(
+        world.says("ps"),
+        "No machines are running; start one with `nyx run`.\n"
+    );
     assert_eq!(world.says("ps -o json"), "[]\n");
-    assert_eq!(world.says("top --once"), "No machines are running; start one with `nyx run`.\n");
+    assert_eq!(
+        world.says("top --once"),
+        "No machines are running; start one with `nyx run`.\n"
+    );
     assert_eq!(world.says("top -o json"), "[]\n");
 }
 
@@ -148,20 +180,30 @@ fn describe_and_lists() {
          7  add-disk          failed  06:00:00.5  no such file\n \
          7  pause             done    06:00:00.5\n"
     );
-    assert_eq!(world.says("cancel web1 7"), "web1: stop (operation 7) was cancelled\n");
+    assert_eq!(
+        world.says("cancel web1 7"),
+        "web1: stop (operation 7) was cancelled\n"
+    );
     assert_eq!(world.says("console web1 --last"), "login: ");
 }
 
 #[test]
 fn inspect_shows_a_tree() {
     let world = World::with(good);
-    let tree = "units:\n  disk0:\n    path: a\\u{1b}b\nvcpus:\n  9:\n    exits: 4\n  10:\n    exits: 5\n";
+    let tree =
+        "units:\n  disk0:\n    path: a\\u{1b}b\nvcpus:\n  9:\n    exits: 4\n  10:\n    exits: 5\n";
     assert_eq!(world.says("inspect web1"), tree);
     assert_eq!(world.says("inspect web1 --depth 1"), "units: …\nvcpus: …\n");
     assert_eq!(world.says("inspect web1 vcpus/9"), "exits: 4\n");
-    assert_eq!(world.says("inspect web1 /vcpus/9/ -o json"), "{\n  \"exits\": 4\n}\n");
+    assert_eq!(
+        world.says("inspect web1 /vcpus/9/ -o json"),
+        "{\n  \"exits\": 4\n}\n"
+    );
     let refused = world.fails("inspect web1 nowhere", 3);
-    assert_eq!(refused, "nyx: GET /v1/machine/inspect/nowhere: there is no such thing");
+    assert_eq!(
+        refused,
+        "nyx: GET /v1/machine/inspect/nowhere: there is no such thing"
+    );
 }
 
 #[test]
@@ -175,9 +217,15 @@ fn events_are_lines_in_either_format() {
     );
     let lines = world.says("events web1 -o json");
     let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
-    assert_eq!((lines.lines().count(), &last["ending"]), (3, &"powered-off".into()));
+    assert_eq!(
+        (lines.lines().count(), &last["ending"]),
+        (3, &"powered-off".into())
+    );
     let followed = world.run("events web1 --follow");
-    assert_eq!((followed.code, &*followed.stderr), (0, "nyx: machine `web1` has ended\n"));
+    assert_eq!(
+        (followed.code, &*followed.stderr),
+        (0, "nyx: note: machine `web1` has ended\n")
+    );
 }
 
 #[test]
@@ -194,14 +242,18 @@ fn the_journal_is_printed_and_its_filter_changed() {
     assert_eq!(world.run("logs web1 --level loud").code, 2);
     assert_eq!(world.says("log-filter web1"), "*=info\n");
     assert_eq!(world.says("log-filter web1 device=debug"), "device=debug\n");
-    assert_eq!(world.says("log-filter web1 -o json"), "{\n  \"filter\": \"*=info\"\n}\n");
+    assert_eq!(
+        world.says("log-filter web1 -o json"),
+        "{\n  \"filter\": \"*=info\"\n}\n"
+    );
 }
 
 #[test]
 fn metrics_health_and_traces() {
     let world = World::with(good);
     assert_eq!(world.says("metrics web1"), PAGE);
-    let samples: serde_json::Value = serde_json::from_str(&world.says("metrics web1 -o json")).unwrap();
+    let samples: serde_json::Value =
+        serde_json::from_str(&world.says("metrics web1 -o json")).unwrap();
     assert_eq!(samples[0]["labels"]["kind"], "mmio");
     assert_eq!(world.says("metrics web1 --report"), "exits:\n  rate: 1.5\n");
     assert!(world.says("metrics web1 --samples 3").contains("last=3"));
@@ -214,10 +266,16 @@ fn metrics_health_and_traces() {
     let out = world.folder.path().join("t.json");
     let told = world.run(&format!("trace web1 -O {}", out.display()));
     assert_eq!(told.code, 0, "{told:?}");
-    assert_eq!(std::fs::read_to_string(&out).unwrap(), "{\"traceEvents\":[]}");
+    assert_eq!(
+        std::fs::read_to_string(&out).unwrap(),
+        "{\"traceEvents\":[]}"
+    );
     assert_eq!(world.says("trace web1 -O -"), "{\"traceEvents\":[]}");
     let refused = world.fails("trace web1 -O /nowhere/t.json", 1);
-    assert!(refused.starts_with("nyx: /nowhere/t.json cannot be written: "), "{refused}");
+    assert!(
+        refused.starts_with("nyx: /nowhere/t.json cannot be written: "),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -227,7 +285,10 @@ fn a_debuggers_door_is_opened_and_closed() {
         world.says("debug web1"),
         "web1: gdb may connect; in gdb: target remote /run/nyx/web1/gdb.sock\n"
     );
-    assert_eq!(world.says("debug web1 --close"), "web1: no debugger can connect any more\n");
+    assert_eq!(
+        world.says("debug web1 --close"),
+        "web1: no debugger can connect any more\n"
+    );
 }
 
 #[test]
@@ -237,7 +298,10 @@ fn top_prints_one_table_for_scripts() {
     let mut lines = table.lines();
     let head = "NAME  PHASE    CPU%";
     assert!(lines.next().unwrap().starts_with(head), "{table}");
-    assert!(lines.next().unwrap().starts_with("web1  running"), "{table}");
+    assert!(
+        lines.next().unwrap().starts_with("web1  running"),
+        "{table}"
+    );
     let rows: serde_json::Value =
         serde_json::from_str(&world.says("top web1 -o json --interval 0.1")).unwrap();
     assert_eq!(rows[0]["exits_per_second"]["mmio"], 0.0);
@@ -257,7 +321,11 @@ fn why_needs_a_machine_or_a_report() {
         "nyx: no report is kept of a machine called \"web1\", and none runs; `nyx ps` lists those that do"
     );
     world.record("gone", "c1b2c3d4e5f6", 0);
-    assert!(world.fails("why gone", 3).contains("its process 0 was killed"));
+    assert!(
+        world
+            .fails("why gone", 3)
+            .contains("its process 0 was killed")
+    );
 }
 
 #[test]
@@ -265,7 +333,9 @@ fn an_audit_trail_is_verified() {
     let world = World::new();
     let refused = world.fails("audit verify /nowhere/audit.jsonl", 1);
     assert!(
-        refused.starts_with("nyx: /nowhere/audit.jsonl cannot be verified with /nowhere/audit.jsonl.key.pub: "),
+        refused.starts_with(
+            "nyx: /nowhere/audit.jsonl cannot be verified with /nowhere/audit.jsonl.key.pub: "
+        ),
         "{refused}"
     );
 }
@@ -275,7 +345,12 @@ fn names_complete_in_the_shell() {
     let world = World::with(good);
     world.machine("db", "d1b2c3d4e5f6", good);
     for shell in ["bash", "zsh", "fish"] {
-        assert!(world.says(&format!("completion {shell}")).contains("NYX_COMPLETE"), "{shell}");
+        assert!(
+            world
+                .says(&format!("completion {shell}"))
+                .contains("NYX_COMPLETE"),
+            "{shell}"
+        );
     }
     let complete = |line: &str| {
         let words: Vec<&str> = line.split(' ').collect();

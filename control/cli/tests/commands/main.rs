@@ -1,7 +1,6 @@
 //! The `nyx` command against machines that tests play, good and bad ones.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     reason = "a test that cannot go on fails by panicking, in its helpers too"
 )]
 

@@ -33,9 +33,7 @@ impl World {
     }
 
     /// With one machine, `web1`, that `answer` plays.
-    pub(crate) fn with(
-        answer: impl Fn(&Asked, &mut UnixStream) + Send + Sync + 'static,
-    ) -> Self {
+    pub(crate) fn with(answer: impl Fn(&Asked, &mut UnixStream) + Send + Sync + 'static) -> Self {
         let world = Self::new();
         world.machine("web1", "a1b2c3d4e5f6", answer);
         world
@@ -91,7 +89,11 @@ impl World {
     /// Runs it, expects success and no words on standard error, and gives its output.
     pub(crate) fn says(&self, line: &str) -> String {
         let outcome = self.run(line);
-        assert_eq!((outcome.code, &*outcome.stderr), (0, ""), "{line}: {outcome:?}");
+        assert_eq!(
+            (outcome.code, &*outcome.stderr),
+            (0, ""),
+            "{line}: {outcome:?}"
+        );
         outcome.stdout
     }
 

@@ -4,12 +4,13 @@ use crate::looking::good;
 use crate::rig::{World, operation, wait};
 use nyx_api::{Code, OperationKind, OperationState, Problem};
 use nyx_client::fake::{Asked, json};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::BufRead as _;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
 
 /// The kind of operation that a `POST` or `DELETE` begins.
 fn kind(asked: &Asked) -> Option<OperationKind> {
@@ -27,20 +28,23 @@ fn kind(asked: &Asked) -> Option<OperationKind> {
 /// A machine that does what it is asked, which takes three looks; and what it was asked.
 fn obeying() -> (World, Receiver<Asked>) {
     let (tell, told) = channel();
-    let tell = Mutex::new(tell);
     let looks = AtomicU32::new(0);
     let current = Mutex::new(OperationKind::Pause);
     let world = World::with(move |asked, stream| {
         if asked.path.starts_with("/v1/operations/") {
             let done = looks.fetch_add(1, Ordering::SeqCst) >= 2;
-            let state = if done { OperationState::Done } else { OperationState::Running };
-            return json(stream, 200, &operation(*current.lock().unwrap(), state));
+            let state = if done {
+                OperationState::Done
+            } else {
+                OperationState::Running
+            };
+            return json(stream, 200, &operation(*current.lock(), state));
         }
         match kind(asked).filter(|_| asked.method != "GET") {
             Some(kind) => {
                 looks.store(0, Ordering::SeqCst);
-                *current.lock().unwrap() = kind;
-                tell.lock().unwrap().send(asked.clone()).unwrap();
+                *current.lock() = kind;
+                tell.send(asked.clone()).unwrap();
                 json(stream, 202, &operation(kind, OperationState::Waiting));
             }
             None => good(asked, stream),
@@ -59,11 +63,20 @@ fn what_was_asked_is_waited_for_and_confirmed() {
         ("power-button", "power button pressed"),
         ("nmi", "NMI injected"),
     ] {
-        assert_eq!(world.says(&format!("{verb} web1")), format!("web1: {confirmed}\n"));
+        assert_eq!(
+            world.says(&format!("{verb} web1")),
+            format!("web1: {confirmed}\n")
+        );
         let asked = told.recv().unwrap();
-        assert_eq!((asked.method, asked.path), ("POST".into(), format!("/v1/machine/{verb}")));
+        assert_eq!(
+            (asked.method, asked.path),
+            ("POST".into(), format!("/v1/machine/{verb}"))
+        );
     }
-    assert_eq!(world.says("pause web1 --no-wait"), "web1: pause is operation 7\n");
+    assert_eq!(
+        world.says("pause web1 --no-wait"),
+        "web1: pause is operation 7\n"
+    );
     let done: serde_json::Value = serde_json::from_str(&world.says("pause web1 -o json")).unwrap();
     assert_eq!(done[0]["machine"], "web1");
     assert_eq!(done[0]["operation"]["state"], "done");
@@ -74,22 +87,34 @@ fn what_was_asked_is_waited_for_and_confirmed() {
 #[test]
 fn devices_come_and_go() {
     let (world, told) = obeying();
-    assert_eq!(world.says("disk add web1 data.img,readonly,name=data"), "web1: disk added\n");
+    assert_eq!(
+        world.says("disk add web1 data.img,readonly,name=data"),
+        "web1: disk added\n"
+    );
     let asked = told.recv().unwrap();
     let disk: serde_json::Value = serde_json::from_str(&asked.body).unwrap();
-    assert_eq!((&disk["name"], &disk["readonly"]), (&"data".into(), &true.into()));
+    assert_eq!(
+        (&disk["name"], &disk["readonly"]),
+        (&"data".into(), &true.into())
+    );
     // The machine's process may stand in another folder.
     let path = std::env::current_dir().unwrap().join("data.img");
     assert_eq!(disk["path"], path.to_str().unwrap());
     assert_eq!(world.says("disk remove web1 disk0"), "web1: disk removed\n");
     assert_eq!(told.recv().unwrap().path, "/v1/machine/disks/disk0");
     world.says("disk remove web1 disk0 --force");
-    assert_eq!(told.recv().unwrap().path, "/v1/machine/disks/disk0?force=true");
+    assert_eq!(
+        told.recv().unwrap().path,
+        "/v1/machine/disks/disk0?force=true"
+    );
     assert_eq!(world.says("net add web1 user"), "web1: network added\n");
     assert!(told.recv().unwrap().body.contains("\"kind\":\"user\""));
 
     let refused = world.fails("disk add web1 data.img,readonyl", 1);
-    assert!(refused.contains("readonyl") && refused.contains("did you mean `readonly`"), "{refused}");
+    assert!(
+        refused.contains("readonyl") && refused.contains("did you mean `readonly`"),
+        "{refused}"
+    );
     assert_eq!(
         world.fails("disk remove web1 dsik0", 3),
         "nyx: machine `web1` has no disk called \"dsik0\"; did you mean `disk0`?"
@@ -114,7 +139,11 @@ fn names_that_fit_none_or_several_are_refused_with_the_mend() {
         refused,
         "nyx: \"web\" fits several machines, web1 (a1b2c3d4e5f6), web2 (a9b2c3d4e5f6): write more of the name or id"
     );
-    assert!(world.fails("pause gone", 4).contains("its process 0 has ended"));
+    assert!(
+        world
+            .fails("pause gone", 4)
+            .contains("its process 0 has ended")
+    );
     // The others are paused all the same.
     let outcome = world.run("pause wbe1 web1");
     assert_eq!((outcome.code, &*outcome.stdout), (3, "web1: paused\n"));
@@ -124,9 +153,7 @@ fn names_that_fit_none_or_several_are_refused_with_the_mend() {
     assert_eq!(error["error"]["exit"], 3);
 }
 
-fn answering(
-    answer: impl Fn(&mut UnixStream) + Send + Sync + 'static,
-) -> World {
+fn answering(answer: impl Fn(&mut UnixStream) + Send + Sync + 'static) -> World {
     World::with(move |_, stream| answer(stream))
 }
 
@@ -138,7 +165,10 @@ fn refusals_failures_and_cancellations_have_codes_of_their_own() {
             .mend("resume it first");
         json(stream, problem.status, &problem);
     });
-    assert_eq!(world.fails("pause web1", 1), "nyx: the machine is paused already; resume it first");
+    assert_eq!(
+        world.fails("pause web1", 1),
+        "nyx: the machine is paused already; resume it first"
+    );
     let error: serde_json::Value =
         serde_json::from_str(&world.run("pause web1 -o json").stderr).unwrap();
     assert_eq!(error["error"]["problem"]["field"], "phase");
@@ -148,30 +178,46 @@ fn refusals_failures_and_cancellations_have_codes_of_their_own() {
         failed.problem = Some(Problem::new(Code::Failed, "disk0 does not come to rest"));
         json(stream, 200, &failed);
     });
-    assert_eq!(world.fails("reset web1", 1), "nyx: disk0 does not come to rest");
-    assert_eq!(world.fails("reset web1 web1 ", 1), "nyx: web1: disk0 does not come to rest");
+    assert_eq!(
+        world.fails("reset web1", 1),
+        "nyx: disk0 does not come to rest"
+    );
+    assert_eq!(
+        world.fails("reset web1 web1 ", 1),
+        "nyx: web1: disk0 does not come to rest"
+    );
 
     let world = answering(|stream| {
-        json(stream, 200, &operation(OperationKind::Stop, OperationState::Cancelled));
+        json(
+            stream,
+            200,
+            &operation(OperationKind::Stop, OperationState::Cancelled),
+        );
     });
     assert_eq!(world.fails("stop web1", 5), "nyx: stop was cancelled");
 }
 
 #[test]
 fn stop_waits_for_the_process_and_kill_needs_no_answer() {
-    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let mut child = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
     let world = World::new();
     let socket = world.record("web1", "a1b2c3d4e5f6", child.id());
     let pid = Pid::from_child(&child);
     let (tell, told) = channel();
-    let tell = Mutex::new(tell);
     nyx_client::fake::Fake::at(socket, move |asked, stream| {
-        tell.lock().unwrap().send(asked.clone()).unwrap();
+        tell.send(asked.clone()).unwrap();
         if asked.path.ends_with("/kill") {
             kill_process(pid, Signal::KILL).unwrap();
             return;
         }
-        json(stream, 200, &operation(OperationKind::Stop, OperationState::Done));
+        json(
+            stream,
+            200,
+            &operation(OperationKind::Stop, OperationState::Done),
+        );
         // The process ends a while after its answer.
         std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(300));

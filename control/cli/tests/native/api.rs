@@ -101,25 +101,33 @@ fn native_the_interface_is_what_its_description_says() {
         folder.path().join("schemathesis.toml"),
         "[checks.positive_data_acceptance]\n\
          # A disk that is not there, a name that is taken, a number with a fraction of zero: well-formed, and refused.\n\
-         expected-statuses = [\"2xx\", 401, 403, 404, 409, 410, 422, 429, 500, 501]\n\
+         expected-statuses = [\"2xx\", 401, 403, 404, 409, 410, 422, 429, 501]\n\
          [checks.not_a_server_error]\n\
-         # Memory that is not there; a machine that has no such feature.\n\
-         expected-statuses = [500, 501]\n",
+         # A host's KVM that has no such feature.\n\
+         expected-statuses = [\"2xx\", \"3xx\", \"4xx\", 501]\n",
     )
     .unwrap();
     let mut command = nyx_harness::schemathesis::schemathesis().unwrap().command();
-    let left_out = ["kill", "stop", "nmi", "events"];
+    let left_out = ["kill", "stop", "nmi", "events", "logs"];
     command
         .current_dir(folder.path())
         .args(["run", &format!("http://127.0.0.1:{port}/v1/openapi.json")])
         .args(left_out.map(|path| format!("--exclude-path=/v1/machine/{path}")))
-        .args(["--max-examples=15", "--seed=1", "--request-timeout=20"])
+        // Cancelling an operation does not make it unheard of.
+        .args([
+            "--phases=examples,coverage,fuzzing",
+            "--exclude-checks=use_after_free",
+        ])
+        .args(["--max-examples=15", "--seed=1", "--request-timeout=40"])
         .args(["--no-color", "--warnings=off"]);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");
     // It did call: the number of cases is in its summary.
-    assert!(said.contains("generated") && said.contains("Tested"), "{said}");
+    assert!(
+        said.contains("generated") && said.contains("Tested"),
+        "{said}"
+    );
     let (status, body) = machine.call("GET", "/v1/machine", "");
     assert_eq!(status, 200, "{body}");
 }
@@ -130,11 +138,35 @@ fn native_bad_requests_name_field_value_and_mend() {
     let machine = Background::start();
     let long = format!("{{\"timeout\": {}}}", "1".repeat(70_000));
     let cases = [
-        ("POST", "/v1/machine/stop", "{\"timeout\": -1}", 422, "timeout"),
-        ("POST", "/v1/machine/stop", "{\"timeout\": 86401}", 422, "give 0 to 86400"),
+        (
+            "POST",
+            "/v1/machine/stop",
+            "{\"timeout\": -1}",
+            422,
+            "timeout",
+        ),
+        (
+            "POST",
+            "/v1/machine/stop",
+            "{\"timeout\": 86401}",
+            422,
+            "give 0 to 86400",
+        ),
         ("POST", "/v1/machine/stop", "{\"timout\": 1}", 422, "timout"),
-        ("POST", "/v1/machine/stop", "{\"timeout\": 1", 400, "not JSON"),
-        ("POST", "/v1/machine/stop", long.as_str(), 413, "longer than"),
+        (
+            "POST",
+            "/v1/machine/stop",
+            "{\"timeout\": 1",
+            400,
+            "not JSON",
+        ),
+        (
+            "POST",
+            "/v1/machine/stop",
+            long.as_str(),
+            413,
+            "longer than",
+        ),
         ("POST", "/v1/machine/resume", "", 409, "not paused"),
         ("POST", "/v1/machine/pause?wait=soon", "", 400, "query"),
         ("POST", "/v1/machine/pause?wait=601", "", 400, "up to 600"),
@@ -143,11 +175,29 @@ fn native_bad_requests_name_field_value_and_mend() {
         ("GET", "/v1/operations/77", "", 404, "77"),
         ("DELETE", "/v1/machine/disks/data", "", 404, "data"),
         ("POST", "/v1/machine/disks", "{\"path\": 7}", 422, "path"),
-        ("POST", "/v1/machine/nets", "{\"kind\": \"tun\"}", 422, "kind"),
-        ("POST", "/v1/machine/nets", "{\"kind\": \"null\", \"mac\": \"x\"}", 422, "mac"),
+        (
+            "POST",
+            "/v1/machine/nets",
+            "{\"kind\": \"tun\"}",
+            422,
+            "kind",
+        ),
+        (
+            "POST",
+            "/v1/machine/nets",
+            "{\"kind\": \"null\", \"mac\": \"x\"}",
+            422,
+            "mac",
+        ),
         ("GET", "/v1/machine/inspect/units/com9", "", 404, "com1"),
         ("GET", "/v1/machine/consoles/com9", "", 404, "com1"),
-        ("GET", "/v1/machine/memory?address=oops&length=8", "", 400, "0x100000"),
+        (
+            "GET",
+            "/v1/machine/memory?address=oops&length=8",
+            "",
+            400,
+            "0x100000",
+        ),
     ];
     for (method, path, body, status, word) in cases {
         let (given, said) = machine.call(method, path, body);
@@ -156,13 +206,19 @@ fn native_bad_requests_name_field_value_and_mend() {
         assert!(said.contains(word), "{method} {path} {shown}: {said}");
         let problem: serde_json::Value = serde_json::from_str(&said).unwrap();
         assert_eq!(problem["status"], status, "{said}");
-        assert!(problem["mend"].is_string() || problem["field"].is_string(), "{said}");
+        assert!(
+            problem["mend"].is_string() || problem["field"].is_string(),
+            "{said}"
+        );
     }
     // Phases: what is paused cannot be paused, and goes on.
     assert_eq!(machine.call("POST", "/v1/machine/pause?wait=10", "").0, 200);
     let (status, said) = machine.call("POST", "/v1/machine/pause", "");
     assert!(status == 409 && said.contains("paused already"), "{said}");
-    assert_eq!(machine.call("POST", "/v1/machine/resume?wait=10", "").0, 200);
+    assert_eq!(
+        machine.call("POST", "/v1/machine/resume?wait=10", "").0,
+        200
+    );
 }
 
 #[test]
@@ -181,7 +237,10 @@ fn native_clients_that_hang_flood_or_vanish_cost_nothing() {
     }
     let begun = Instant::now();
     assert_eq!(machine.call("GET", "/v1/machine", "").0, 200);
-    assert!(begun.elapsed() < Duration::from_secs(5), "the others are in the way");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "the others are in the way"
+    );
     // Half a body, and gone; a stream of events, and gone; no HTTP at all.
     for request in [
         "POST /v1/machine/stop HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{\"time",
@@ -193,5 +252,51 @@ fn native_clients_that_hang_flood_or_vanish_cost_nothing() {
     }
     drop(hanging);
     let (status, body) = machine.call("GET", "/v1/machine", "");
-    assert!(status == 200 && body.contains("\"phase\":\"running\""), "{body}");
+    assert!(
+        status == 200 && body.contains("\"phase\":\"running\""),
+        "{body}"
+    );
+}
+
+/// The page of a real machine is what `promtool` and Prometheus take, and `docs/metrics.md` lists all of it, the
+/// figures that KVM itself keeps included.
+#[test]
+#[ignore = "needs KVM"]
+fn native_a_machines_metrics_are_well_formed_and_documented() {
+    let machine = Background::start();
+    let (status, page) = machine.call("GET", "/metrics", "");
+    assert_eq!(status, 200);
+    let tools = nyx_harness::prometheus::prometheus().unwrap();
+    let mut check = Command::new(&tools.promtool)
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    check
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(page.as_bytes())
+        .unwrap();
+    let said = check.wait_with_output().unwrap();
+    let complaints = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(
+        said.status.success() && complaints.is_empty(),
+        "{complaints}"
+    );
+    let document = nyx_harness::workspace::root().join("docs/metrics.md");
+    let document = std::fs::read_to_string(document).unwrap();
+    let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let names: Vec<_> = names.filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.len() > 30, "{page}");
+    for name in &names {
+        assert!(document.contains(&format!("| `{name}` |")), "{name}");
+    }
+    // The guest has run, so KVM has counted, if it counts.
+    let made = page
+        .lines()
+        .find(|line| line.starts_with("nyx_vcpu_exits_total"));
+    assert!(made.is_some(), "{page}");
 }

@@ -99,9 +99,17 @@ fn native_a_machine_in_the_background_is_listed_joined_and_stopped() {
     assert!(world.says("ps").starts_with("No machines are running"));
     world.start("web1", &echo(), &["--cpus", "2", "--memory", "64M"]);
     let rows = world.json("ps");
-    assert_eq!((&rows[0]["name"], &rows[0]["phase"]), (&"web1".into(), &"running".into()));
-    assert_eq!((&rows[0]["cpus"], &rows[0]["memory"]), (&2.into(), &(64 << 20).into()));
-    until("the guest's greeting", || world.says("console web1 --last").contains("echo ready"));
+    assert_eq!(
+        (&rows[0]["name"], &rows[0]["phase"]),
+        (&"web1".into(), &"running".into())
+    );
+    assert_eq!(
+        (&rows[0]["cpus"], &rows[0]["memory"]),
+        (&2.into(), &(64 << 20).into())
+    );
+    until("the guest's greeting", || {
+        world.says("console web1 --last").contains("echo ready")
+    });
     // Twice: who joins later sees what was said before.
     for (typed, echoed) in [("first\n", "FIRST"), ("second\n", "SECOND")] {
         let mut child = world
@@ -110,7 +118,12 @@ fn native_a_machine_in_the_background_is_listed_joined_and_stopped() {
             .spawn()
             .unwrap();
         let mut output = child.stdout.take().unwrap();
-        child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(typed.as_bytes())
+            .unwrap();
         let mut seen = String::new();
         until(echoed, || {
             let mut bytes = [0; 256];
@@ -128,7 +141,9 @@ fn native_a_machine_in_the_background_is_listed_joined_and_stopped() {
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
-    until("the joining", || world.json("describe web1")["consoles"][0]["attached"] == 1);
+    until("the joining", || {
+        world.json("describe web1")["consoles"][0]["attached"] == 1
+    });
     assert_eq!(world.says("stop web1 --timeout 0"), "web1: stopped\n");
     assert_eq!(wait(joined).code, 0);
     assert!(world.says("ps -a").starts_with("No machines are running"));
@@ -143,7 +158,9 @@ fn native_a_machine_in_the_background_is_listed_joined_and_stopped() {
 fn native_a_machine_is_steered_through_its_phases() {
     let world = World::new();
     world.start("db", &idle(), &["--cpus", "2"]);
-    until("the guest's test", || world.says("console db --last").contains("ok serial"));
+    until("the guest's test", || {
+        world.says("console db --last").contains("ok serial")
+    });
     assert_eq!(world.says("pause db"), "db: paused\n");
     assert_eq!(world.json("ps")[0]["phase"], "paused");
     world.fails("pause db", 1, &["paused"]);
@@ -158,7 +175,10 @@ fn native_a_machine_is_steered_through_its_phases() {
         assert!(operations.contains(words), "{operations}");
     }
     let events = world.says("events db");
-    assert!(events.contains("reset           number 1, by the operator"), "{events}");
+    assert!(
+        events.contains("reset           number 1, by the operator"),
+        "{events}"
+    );
     world.fails("cancel db 1", 1, &[]);
     world.fails("cancel db 999", 3, &["999"]);
     // A guest that does not hear the power button loses its plug.
@@ -170,7 +190,9 @@ fn native_a_machine_is_steered_through_its_phases() {
 fn native_ctrl_c_cancels_a_stop_and_the_machine_goes_on() {
     let world = World::new();
     world.start("db", &idle(), &[]);
-    until("the guest's test", || world.says("console db --last").contains("ok serial"));
+    until("the guest's test", || {
+        world.says("console db --last").contains("ok serial")
+    });
     let stopping = world.nyx(&["stop", "db"]).spawn().unwrap();
     until("the stop", || world.says("operations db").contains("stop"));
     kill_process(Pid::from_child(&stopping), Signal::INT).unwrap();
@@ -187,25 +209,40 @@ fn native_a_machine_is_watched() {
     let world = World::new();
     let disk = image(world.path(), "disk", 1 << 20);
     world.start("web1", &echo(), &["--disk", &disk, "--net", "null"]);
-    until("the greeting", || world.says("console web1 --last").contains("echo ready"));
-    assert_eq!(world.json("describe web1")["kernel"], nyx_payload::elf_path().to_str().unwrap());
+    until("the greeting", || {
+        world.says("console web1 --last").contains("echo ready")
+    });
+    assert_eq!(
+        world.json("describe web1")["kernel"],
+        nyx_payload::elf_path().to_str().unwrap()
+    );
     assert!(world.says("inspect web1").contains("\n  disk0:\n"));
     assert_eq!(world.json("inspect web1 machine")["phase"], "running");
     world.fails("inspect web1 no/such/part", 3, &["no"]);
     assert!(world.says("events web1").contains("running"));
     assert!(world.says("logs web1").contains("the guest runs"));
-    assert!(world.says("logs web1 --level fatal").contains("has recorded nothing"));
+    assert!(
+        world
+            .says("logs web1 --level fatal")
+            .contains("has recorded nothing")
+    );
     let filter = world.says("log-filter web1 *=debug");
     assert!(filter.ends_with("*=debug\n"), "{filter}");
     world.fails("log-filter web1 *=loud", 1, &["loud"]);
     let metrics = world.says("metrics web1");
-    assert!(metrics.contains("nyx_vcpu_exits_total{vm=\"web1\""), "{metrics}");
+    assert!(
+        metrics.contains("nyx_vcpu_exits_total{vm=\"web1\""),
+        "{metrics}"
+    );
     assert!(world.json("metrics web1").as_array().unwrap().len() > 20);
     assert!(world.says("metrics web1 --report").contains("bottlenecks"));
     let health = world.says("health web1");
     assert!(health.contains("phase"), "{health}");
     let rows = world.json("top --interval 0.2");
-    assert!(rows[0]["exits_per_second"]["pio"].as_f64().unwrap() > 0.0, "{rows}");
+    assert!(
+        rows[0]["exits_per_second"]["pio"].as_f64().unwrap() > 0.0,
+        "{rows}"
+    );
     assert!(world.says("why web1").contains("web1"));
     assert!(world.says("trace web1 -O -").contains("traceEvents"));
     assert!(world.says("disk ls web1").contains(&disk));
@@ -232,11 +269,69 @@ fn native_disks_are_added_and_removed() {
     world.fails(&again, 1, &["late"]);
     world.fails("disk add web1 /nowhere/disk.img", 1, &["/nowhere/disk.img"]);
     // The payload knows nothing of hot-plug.
-    assert_eq!(world.says("disk remove web1 late --force"), "web1: disk late removed\n");
+    assert_eq!(
+        world.says("disk remove web1 late --force"),
+        "web1: disk late removed\n"
+    );
     assert!(!world.says("disk ls web1").contains("late"));
-    assert_eq!(world.says("net add web1 null,name=wire"), "web1: network wire added\n");
-    assert_eq!(world.says("net remove web1 wire --force"), "web1: network wire removed\n");
+    assert_eq!(
+        world.says("net add web1 null,name=wire"),
+        "web1: network wire added\n"
+    );
+    assert_eq!(
+        world.says("net remove web1 wire --force"),
+        "web1: network wire removed\n"
+    );
     world.says("stop web1 --timeout 0");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn native_an_audit_trail_is_whole_until_somebody_changes_it() {
+    let world = World::new();
+    let trail = world.path().join("audit.jsonl");
+    let guest = Guest::new().test("serial").to_string();
+    let mut command = world.nyx(&["run", "--kernel"]);
+    command
+        .arg(nyx_payload::elf_path())
+        .args(["--cmdline", &guest, "--audit"]);
+    finish(command.arg(&trail)).assert_passed();
+    let verify = format!("audit verify {}", trail.display());
+    let said = world.says(&verify);
+    assert!(
+        said.contains(": intact, ") && said.ends_with(", sealed\n"),
+        "{said}"
+    );
+    assert_eq!(world.json(&verify)["intact"], true);
+    let text = std::fs::read_to_string(&trail).unwrap();
+    std::fs::write(&trail, text.replacen("vm-", "vn-", 1)).unwrap();
+    let outcome = world.run(&verify);
+    if outcome.code != 1 || !outcome.stderr.ends_with(": the audit trail is not whole\n") {
+        outcome.fail("the change");
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn native_why_tells_of_a_machine_that_has_ended() {
+    let world = World::new();
+    let guest = Guest::new()
+        .test("serial")
+        .then(Ending::TripleFault)
+        .to_string();
+    let mut command = world.nyx(&["run", "--name", "web1", "--kernel"]);
+    let ended = finish(
+        command
+            .arg(nyx_payload::elf_path())
+            .args(["--cmdline", &guest]),
+    );
+    assert_eq!(ended.code, 4, "{}", ended.stderr);
+    let why = world.says("why web1");
+    assert!(
+        why.contains("triple fault") && why.contains("vCPU 0 shut down"),
+        "{why}"
+    );
+    assert_eq!(world.json("why web1")["name"], "web1");
 }
 
 #[test]
@@ -247,14 +342,20 @@ fn native_a_killed_process_is_told_from_a_running_one() {
     let pid = world.json("ps")[0]["pid"].as_i64().unwrap();
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     let watching = world.nyx(&["events", "web1", "--follow"]).spawn().unwrap();
-    until("the watcher", || world.says("events web1").contains("running"));
+    until("the watcher", || {
+        world.says("events web1").contains("running")
+    });
     kill_process(pid, Signal::KILL).unwrap();
     let outcome = wait(watching);
-    if outcome.code != 0 || outcome.stderr != "nyx: machine `web1` has ended\n" {
+    if outcome.code != 0 || outcome.stderr != "nyx: note: machine `web1` has ended\n" {
         outcome.fail("the watcher");
     }
     let list = world.run("ps");
-    assert!(list.stderr.contains("1 more whose process has ended"), "{}", list.stderr);
+    assert!(
+        list.stderr.contains("1 more whose process has ended"),
+        "{}",
+        list.stderr
+    );
     assert!(world.says("ps -a").contains("dead"));
     world.fails("pause web1", 4, &["has ended"]);
     // A new machine may take its name.

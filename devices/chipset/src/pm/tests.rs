@@ -142,7 +142,14 @@ fn general_purpose_events_share_the_sci() {
     let mut wiring = bench.wiring();
     let timer = wiring.timer();
     let sci = wiring.irq("sci").unwrap();
-    let mut pm = Pm::new(sci, bench.clock.clone(), timer, wiring.power.clone(), None, None);
+    let mut pm = Pm::new(
+        sci,
+        bench.clock.clone(),
+        timer,
+        wiring.power.clone(),
+        None,
+        None,
+    );
     pm.raise_event(17);
     assert!(!bench.pins.is_high(SCI));
     pm.write(Hit::new(0, 0x26), &[0x02]).unwrap();

@@ -670,6 +670,11 @@ fn a_boot_before_the_last_reset_explains_until_the_new_one_came_as_far() {
         .head
         .push_str("[    0.000000] Linux version 6.1\n");
     scene.consoles[0].boot_line = 3;
+    // Stopped in the middle of its fifth boot, before that one spoke.
+    let mut silent = scene.clone();
+    silent.consoles[0].head = NO_ROOT.into();
+    (silent.resets, silent.silent_ms) = (4, Some(9_000));
+    assert_eq!(ids(&silent), ["reset-loop", "disk-driver-missing"]);
     scene.resets = 1;
     scene.outcome = running(0);
     assert_eq!(ids(&scene), ["disk-driver-missing"]);

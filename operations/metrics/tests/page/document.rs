@@ -3,8 +3,6 @@
 use crate::lint::{families, labels};
 use crate::machine::Machine;
 use nyx_harness::workspace;
-use nyx_hypervisor::{Hypervisor, Topology};
-use nyx_inspect::{About, Prometheus, Visitor};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -32,24 +30,6 @@ fn documented() -> BTreeSet<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let rows = text.lines().filter(|line| line.starts_with("| `nyx_"));
     rows.map(str::to_owned).collect()
-}
-
-#[test]
-#[ignore = "native: needs /dev/kvm"]
-fn native_kvms_counts_are_documented() {
-    let kvm = nyx_kvm::Kvm::open().unwrap();
-    let vm = kvm.create_vm(Topology::flat(1)).unwrap();
-    vm.power_interrupts(24).unwrap();
-    let mut vcpu = vm.create_vcpu(0).unwrap();
-    let counts = vcpu.statistics().unwrap();
-    let mut page = Prometheus::new(&[("vm", "kvm")]);
-    page.about(&About::key("vcpu"));
-    page.child("0", &*counts);
-    let wanted = rows(&page.page());
-    assert_eq!(wanted.len(), 4);
-    let there = documented().into_iter();
-    let there: BTreeSet<String> = there.filter(|row| row.contains("`nyx_kvm_")).collect();
-    assert_eq!(there, wanted);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use std::fmt;
 use std::io::{self, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -120,6 +120,9 @@ impl TlsLink {
             tls.send_close_notify();
             // If it does not get through, the server finds out by itself.
             let _ = pump(&mut stream, &mut tls, &self.stop);
+            // Unread bytes, such as session tickets, would turn the end into a reset.
+            let _ = listen(&mut stream, &mut tls);
+            let _ = stream.shutdown(Shutdown::Write);
         }
     }
 

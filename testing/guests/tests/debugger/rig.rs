@@ -9,7 +9,6 @@ use nyx_payload::Command as Guest;
 use nyx_spec::parse_toml;
 use nyx_symbols::{Cpu, GuestMemory};
 use nyx_vmm::{Control, Desk, Ending, HostSource, Identity, Prepared, Request, Vmm};
-use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -199,7 +198,7 @@ impl Bench {
         // What `monitor` prints goes to standard error.
         let text = format!("{}\n{}", output.join().unwrap(), errors.join().unwrap());
         if std::env::var_os("NYX_SHOW_GDB").is_some() {
-            writeln!(std::io::stderr(), "{text}").unwrap();
+            eprintln!("{text}");
         }
         Said(text)
     }

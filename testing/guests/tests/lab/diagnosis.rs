@@ -375,8 +375,7 @@ const ILLEGAL: Case = Case {
 const PANICS: GuestTest = GuestTest {
     cmdline: "",
     beside: r#"
-        holds "panics" await "Kernel panic - not syncing"
-        sleep 0.3
+        holds "panics" await "end Kernel panic - not syncing"
         kill -TERM $nyx
     "#,
     ..STOPPED

@@ -20,14 +20,19 @@ fn asks(headers: &HeaderMap) -> Result<bool, Problem> {
     let Some(upgrade) = headers.get(header::UPGRADE) else {
         return Ok(false);
     };
-    if upgrade.as_bytes().eq_ignore_ascii_case(CONSOLE_PROTOCOL.as_bytes()) {
+    if upgrade
+        .as_bytes()
+        .eq_ignore_ascii_case(CONSOLE_PROTOCOL.as_bytes())
+    {
         return Ok(true);
     }
     let given = String::from_utf8_lossy(upgrade.as_bytes());
-    Err(Problem::new(Code::Malformed, "there is no such protocol here")
-        .field("upgrade")
-        .value(given)
-        .mend(format!("ask for `{CONSOLE_PROTOCOL}`")))
+    Err(
+        Problem::new(Code::Malformed, "there is no such protocol here")
+            .field("upgrade")
+            .value(given)
+            .mend(format!("ask for `{CONSOLE_PROTOCOL}`")),
+    )
 }
 
 /// Joins `console` if the client asks for that, or else tells what it said last.

@@ -50,8 +50,10 @@ struct Wanted {
     #[param(minimum = 0, maximum = 10000)]
     last: u32,
     /// At least as severe as this: `trace`, `debug`, `info`, `warn`, `error`, `fatal`.
+    #[param(pattern = "^(trace|debug|info|warn|error|fatal|off)$")]
     level: Option<String>,
     /// Of this component, or of those that begin like this if it ends in `*`.
+    #[param(pattern = "^[A-Za-z0-9_.:/-]{1,64}[*]?$")]
     component: Option<String>,
     /// Only entries after this number.
     after: Option<u64>,
@@ -77,11 +79,10 @@ fn query(wanted: &Wanted) -> Answer<nyx_journal::Query> {
         let last = wanted.last.to_string();
         return Err(wrong("last", &last, "no more than 10000 are kept"));
     }
-    let level = wanted.level.as_deref().map(|level| {
-        level
-            .parse::<Level>()
-            .map_err(|e| wrong("level", level, e))
-    });
+    let level = wanted
+        .level
+        .as_deref()
+        .map(|level| level.parse::<Level>().map_err(|e| wrong("level", level, e)));
     let component = wanted.component.as_deref().map(|component| {
         component
             .parse::<Pattern>()
@@ -104,10 +105,7 @@ fn query(wanted: &Wanted) -> Answer<nyx_journal::Query> {
     (status = 400, body = Problem, content_type = "application/problem+json", description = "the query does not fit"),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "there is no journal"),
 ))]
-async fn logs(
-    State(services): State<Services>,
-    Query(wanted): Query<Wanted>,
-) -> Answer<Response> {
+async fn logs(State(services): State<Services>, Query(wanted): Query<Wanted>) -> Answer<Response> {
     let query = query(&wanted)?;
     let journal = journal(&services)?;
     if wanted.follow {
@@ -152,18 +150,9 @@ impl Follower {
     }
 }
 
-fn follow(
-    journal: Journal,
-    query: nyx_journal::Query,
-    closing: watch::Receiver<bool>,
-) -> Response {
+fn follow(journal: Journal, query: nyx_journal::Query, closing: watch::Receiver<bool>) -> Response {
     let news = Arc::new(Notify::new());
-    let bell = Arc::downgrade(&news);
-    journal.watch(move |_| {
-        bell.upgrade()
-            .inspect(|news| news.notify_one())
-            .is_some()
-    });
+    journal.watch_for(&news, |news, _| news.notify_one());
     let follower = Follower {
         journal,
         query,

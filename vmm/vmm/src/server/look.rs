@@ -12,8 +12,8 @@ use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Json, Response};
 use nyx_api::{Code, GdbAddress, GdbRequest, Problem, VcpuState, paths};
-use nyx_debug::VcpuSample;
-use nyx_machine::DebugPort;
+use nyx_debug::{MemoryError, VcpuSample};
+use nyx_machine::{DebugError, DebugPort};
 use nyx_metrics::{Check, Metrics, Status};
 use serde::Deserialize;
 use serde_json::Value;
@@ -36,9 +36,12 @@ pub(super) fn routed() -> OpenApiRouter<Services> {
 }
 
 fn not_yet() -> Refusal {
-    Problem::new(Code::Conflict, "the machine is not put together yet, or is gone")
-        .mend("ask again")
-        .into()
+    Problem::new(
+        Code::Conflict,
+        "the machine is not put together yet, or is gone",
+    )
+    .mend("ask again")
+    .into()
 }
 
 fn figures(services: &Services) -> Answer<Arc<Metrics>> {
@@ -70,6 +73,17 @@ async fn metrics(
     State(services): State<Services>,
     Query(Names { name }): Query<Names>,
 ) -> Answer<Response> {
+    const MOST: usize = 256;
+    if let Some(name) = name.as_deref().filter(|name| name.chars().count() > MOST) {
+        let shown: String = name.chars().take(40).collect();
+        return Err(
+            Problem::new(Code::Malformed, "name: no figure has so long a name")
+                .field("name")
+                .value(shown)
+                .mend(format!("give at most {MOST} characters"))
+                .into(),
+        );
+    }
     let page = figures(&services)?.page(name.as_deref());
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     Ok((kind, page).into_response())
@@ -119,11 +133,14 @@ async fn samples(
     Query(Last { last }): Query<Last>,
 ) -> Answer<Json<Value>> {
     if last > 1000 {
-        return Err(Problem::new(Code::Malformed, format!("last: {last} samples are not kept"))
-            .field("last")
-            .value(last.to_string())
-            .mend("ask for 1000 at most")
-            .into());
+        return Err(Problem::new(
+            Code::Malformed,
+            format!("last: {last} samples are not kept"),
+        )
+        .field("last")
+        .value(last.to_string())
+        .mend("ask for 1000 at most")
+        .into());
     }
     let figures = figures(&services)?;
     watch(&figures);
@@ -176,7 +193,7 @@ async fn sampled(services: &Services, stack: u32) -> Answer<Vec<VcpuState>> {
             .into());
     }
     let stack = usize::try_from(stack).unwrap_or_default();
-    let samples = blocking(services, move |port| nyx_debug::sample(port, stack)).await?;
+    let samples = blocking(services, move |port| Ok(nyx_debug::sample(port, stack)?)).await?;
     Ok(samples.iter().map(state).collect())
 }
 
@@ -184,21 +201,34 @@ fn state(sample: &VcpuSample) -> VcpuState {
     VcpuState {
         index: sample.index,
         registers: serde_json::to_value(sample).unwrap_or_default(),
-        stack: sample.stack.iter().map(|byte| format!("{byte:02x}")).collect(),
+        stack: sample
+            .stack
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
     }
 }
 
 /// Looks into the machine off the socket's thread: a vCPU may take its time.
-async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
+async fn blocking<T: Send + 'static>(
     services: &Services,
-    look: impl FnOnce(&DebugPort) -> Result<T, E> + Send + 'static,
+    look: impl FnOnce(&DebugPort) -> Result<T, MemoryError> + Send + 'static,
 ) -> Answer<T> {
     let port = services.control.debug_port().ok_or_else(not_yet)?;
     let failed = |why: String| Refusal(Problem::new(Code::Failed, why).mend("ask again"));
     let looked = tokio::task::spawn_blocking(move || look(&port)).await;
-    looked
-        .map_err(|e| failed(e.to_string()))?
-        .map_err(|e| failed(e.to_string()))
+    looked.map_err(|e| failed(e.to_string()))?.map_err(|e| {
+        let why = e.to_string();
+        let missing = |mend: &str| Refusal(Problem::new(Code::NotFound, why.as_str()).mend(mend));
+        match e {
+            MemoryError::Absent(_) => missing("GET /v1/machine/plan says where memory is"),
+            MemoryError::Vcpu(DebugError::NoVcpu(_)) => missing("GET /v1/machine/vcpus lists them"),
+            MemoryError::Vcpu(DebugError::Unsupported) => {
+                Refusal(Problem::new(Code::Unsupported, why).mend("ask where KVM can debug"))
+            }
+            MemoryError::TooLong(_) | MemoryError::Vcpu(_) => failed(why),
+        }
+    })
 }
 
 /// Every vCPU at one moment
@@ -207,6 +237,7 @@ async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
     (status = 400, body = Problem, content_type = "application/problem+json", description = "the query does not fit"),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "not assembled yet"),
     (status = 500, body = Problem, content_type = "application/problem+json", description = "a vCPU does not stop"),
+    (status = 501, body = Problem, content_type = "application/problem+json", description = "this KVM cannot debug guests"),
 ))]
 async fn vcpus(
     State(services): State<Services>,
@@ -222,6 +253,7 @@ async fn vcpus(
     (status = 404, body = Problem, content_type = "application/problem+json", description = "there is no such vCPU"),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "not assembled yet"),
     (status = 500, body = Problem, content_type = "application/problem+json", description = "a vCPU does not stop"),
+    (status = 501, body = Problem, content_type = "application/problem+json", description = "this KVM cannot debug guests"),
 ))]
 async fn registers(
     State(services): State<Services>,
@@ -265,12 +297,11 @@ const MOST_MEMORY: u32 = 1 << 20;
     (status = 200, description = "the bytes", content_type = "application/octet-stream"),
     (status = 400, body = Problem, content_type = "application/problem+json", description = "the query does not fit"),
     (status = 409, body = Problem, content_type = "application/problem+json", description = "not assembled yet"),
-    (status = 500, body = Problem, content_type = "application/problem+json", description = "there is no memory there, or no such vCPU"),
+    (status = 404, body = Problem, content_type = "application/problem+json", description = "there is no memory there, or no such vCPU"),
+    (status = 500, body = Problem, content_type = "application/problem+json", description = "a vCPU does not stop"),
+    (status = 501, body = Problem, content_type = "application/problem+json", description = "this KVM cannot debug guests"),
 ))]
-async fn memory(
-    State(services): State<Services>,
-    Query(place): Query<Place>,
-) -> Answer<Response> {
+async fn memory(State(services): State<Services>, Query(place): Query<Place>) -> Answer<Response> {
     let wrong = |field: &str, value: &str, mend: &str| {
         let why = format!("{field}: {value:?} cannot be read");
         Refusal(
@@ -315,6 +346,16 @@ async fn listen_for_gdb(
     State(services): State<Services>,
     MaybeBody(request): MaybeBody<GdbRequest>,
 ) -> Answer<Json<GdbAddress>> {
+    const MOST: usize = 256;
+    let given = request.listen.as_deref().unwrap_or_default();
+    if given.chars().count() > MOST {
+        let shown: String = given.chars().take(40).collect();
+        return Err(Problem::new(Code::Invalid, "listen: no address is so long")
+            .field("listen")
+            .value(shown)
+            .mend("write it like 127.0.0.1:1234 or unix:PATH")
+            .into());
+    }
     let listen = request.listen.unwrap_or_else(|| services.gdb.clone());
     let control = services.control.clone();
     let listening =

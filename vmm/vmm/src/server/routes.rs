@@ -132,15 +132,7 @@ const LONGEST_WAIT: u32 = 600;
 
 /// Asks for an operation, and waits for its end if that is wanted.
 async fn submit(services: &Services, request: Request, wait: u32) -> Answer<Response> {
-    if wait > LONGEST_WAIT {
-        let why = format!("wait: {wait} seconds are too long");
-        let mend = format!("wait up to {LONGEST_WAIT} and ask again");
-        return Err(Problem::new(Code::Malformed, why)
-            .field("wait")
-            .value(wait.to_string())
-            .mend(mend)
-            .into());
-    }
+    check_wait(wait)?;
     let operation = services.control.submit(request)?;
     let operation = ended(services, operation, wait).await;
     let status = if operation.state.is_final() {
@@ -150,6 +142,19 @@ async fn submit(services: &Services, request: Request, wait: u32) -> Answer<Resp
     };
     let location = [(header::LOCATION, format!("/v1/operations/{}", operation.id))];
     Ok((status, location, Json(operation)).into_response())
+}
+
+fn check_wait(wait: u32) -> Answer<()> {
+    if wait > LONGEST_WAIT {
+        let why = format!("wait: {wait} seconds are too long");
+        let mend = format!("wait up to {LONGEST_WAIT} and ask again");
+        return Err(Problem::new(Code::Malformed, why)
+            .field("wait")
+            .value(wait.to_string())
+            .mend(mend)
+            .into());
+    }
+    Ok(())
 }
 
 /// The operation once it has ended, or as it stands after `wait` seconds.
@@ -231,7 +236,12 @@ macro_rules! operation {
     };
 }
 operation!(pause, paths::PAUSE, Request::Pause, "Stop the guest's time");
-operation!(resume, paths::RESUME, Request::Resume, "Let the guest go on");
+operation!(
+    resume,
+    paths::RESUME,
+    Request::Resume,
+    "Let the guest go on"
+);
 operation!(
     power_button,
     paths::POWER_BUTTON,
@@ -426,11 +436,7 @@ async fn join_console(
         .value(name)
         .mend(mend)
     })?;
-    Ok(console::answer(
-        &console,
-        request,
-        services.closing.clone(),
-    ))
+    Ok(console::answer(&console, request, services.closing.clone()))
 }
 
 /// How much of the tree.
@@ -439,7 +445,7 @@ async fn join_console(
 #[into_params(parameter_in = Query)]
 struct Depth {
     /// Levels below the root of the answer; what lies deeper is left out.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 64)]
     depth: Option<u32>,
 }
 
@@ -451,10 +457,11 @@ struct Depth {
 async fn inspect(
     State(services): State<Services>,
     Query(Depth { depth }): Query<Depth>,
-) -> Json<Value> {
+) -> Answer<Json<Value>> {
+    check_depth(depth)?;
     let mut tree = services.control.inspect();
     cut(&mut tree, depth);
-    Json(tree)
+    Ok(Json(tree))
 }
 
 /// A part of the state tree
@@ -468,17 +475,37 @@ async fn inspect_part(
     Path(path): Path<String>,
     Query(Depth { depth }): Query<Depth>,
 ) -> Answer<Json<Value>> {
+    check_depth(depth)?;
     let tree = services.control.inspect();
     let mut part = nyx_inspect::part(&tree, &path)
         .map_err(|e| {
-            Problem::new(Code::NotFound, format!("there is no {path:?} in the state tree"))
-                .field("path")
-                .value(path.as_str())
-                .mend(e)
+            Problem::new(
+                Code::NotFound,
+                format!("there is no {path:?} in the state tree"),
+            )
+            .field("path")
+            .value(path.as_str())
+            .mend(e)
         })?
         .clone();
     cut(&mut part, depth);
     Ok(Json(part))
+}
+
+/// Refuses a depth that no tree has.
+fn check_depth(depth: Option<u32>) -> Answer<()> {
+    const MOST: u32 = 64;
+    match depth {
+        Some(depth) if depth > MOST => Err(Problem::new(
+            Code::Malformed,
+            format!("depth: {depth} is too much"),
+        )
+        .field("depth")
+        .value(depth.to_string())
+        .mend(format!("give 0 to {MOST}, or leave it out"))
+        .into()),
+        _ => Ok(()),
+    }
 }
 
 /// Leaves out what lies deeper than `depth`.
@@ -551,6 +578,7 @@ async fn operation(
     Path(id): Path<String>,
     Query(Wait { wait }): Query<Wait>,
 ) -> Answer<Json<Operation>> {
+    check_wait(wait)?;
     let id = number(&id)?;
     let operation = services.control.operation(id).ok_or_else(|| {
         Problem::new(Code::NotFound, format!("there is no operation {id}"))
@@ -558,9 +586,7 @@ async fn operation(
             .value(id.to_string())
             .mend("list them with GET /v1/operations")
     })?;
-    Ok(Json(
-        ended(&services, operation, wait.min(LONGEST_WAIT)).await,
-    ))
+    Ok(Json(ended(&services, operation, wait).await))
 }
 
 /// Cancel an operation
