@@ -3,6 +3,7 @@
 use crate::args::RunArgs;
 use crate::daemon;
 use crate::exit::{BROKEN, GUEST_PANIC, KILLED, STOPPED, SUCCESS, TRIPLE_FAULT, refuse, tell};
+use crate::output::{Format, format};
 use nyx_api::{MachineRecord, place};
 use nyx_catalog::{Backends, ConsoleTail, Consoles, Escape};
 use nyx_diagnose::{Outcome, Recorder, Store};
@@ -21,6 +22,10 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if args.daemon {
         return match daemon::start() {
             Ok(record) => {
+                if format() == Format::Json {
+                    println!("{}", serde_json::json!(record));
+                    return ExitCode::SUCCESS;
+                }
                 println!(
                     "{} ({}) runs as process {}",
                     record.name, record.id, record.pid

@@ -10,7 +10,7 @@ use crate::session::Session;
 use crate::watch::state_name;
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
-use nyx_api::{Machine, Operation, OperationState};
+use nyx_api::{Machine, Operation, OperationState, Tracing, paths};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
@@ -63,8 +63,20 @@ pub(crate) struct TraceArgs {
     #[arg(value_name = "NAME", add = ArgValueCompleter::new(complete::machines))]
     name: String,
     /// Where to write it; `-` is standard output
-    #[arg(short = 'O', long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    out: PathBuf,
+    #[arg(
+        short = 'O',
+        long,
+        value_name = "FILE",
+        value_hint = clap::ValueHint::FilePath,
+        required_unless_present_any = ["on", "off"],
+    )]
+    out: Option<PathBuf>,
+    /// Keep spans from now on
+    #[arg(long, conflicts_with_all = ["off", "out"])]
+    on: bool,
+    /// Keep no more spans; those that were kept can still be written
+    #[arg(long, conflicts_with = "out")]
+    off: bool,
 }
 
 pub(crate) fn describe(args: &NameArgs) -> Result<(), Failure> {
@@ -226,7 +238,7 @@ pub(crate) fn word(leaf: &Value) -> String {
 pub(crate) fn health(args: &NameArgs) -> Result<u8, Failure> {
     let session = Session::new()?;
     let named = session.find(&args.name)?;
-    let health: Value = session.call(named.client.get(nyx_api::paths::HEALTH))?;
+    let health: Value = session.call(named.client.get(paths::HEALTH))?;
     let status = health["status"].as_str().unwrap_or("unknown").to_string();
     if json() {
         print_json(&health)?;
@@ -367,19 +379,27 @@ pub(crate) fn metrics(args: &MetricsArgs) -> Result<(), Failure> {
 pub(crate) fn trace(args: &TraceArgs) -> Result<(), Failure> {
     let session = Session::new()?;
     let named = session.find(&args.name)?;
+    let Some(out) = &args.out else {
+        let wanted = Tracing { enabled: args.on };
+        let now: Tracing = session.call(named.client.put(paths::TRACE, &wanted))?;
+        if json() {
+            return print_json(&now);
+        }
+        note(match now.enabled {
+            true => "spans are kept from now on",
+            false => "no more spans are kept",
+        });
+        return Ok(());
+    };
     let trace = session.call(named.client.trace())?;
-    if args.out.as_os_str() == "-" {
+    if out.as_os_str() == "-" {
         return print(trace);
     }
-    std::fs::write(&args.out, &trace).map_err(|e| {
-        Failure::new(
-            REFUSED,
-            format!("{} cannot be written: {e}", args.out.display()),
-        )
-    })?;
+    std::fs::write(out, &trace)
+        .map_err(|e| Failure::new(REFUSED, format!("{} cannot be written: {e}", out.display())))?;
     note(&format!(
         "{} written; open it at ui.perfetto.dev",
-        args.out.display()
+        out.display()
     ));
     Ok(())
 }
