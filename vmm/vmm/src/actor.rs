@@ -487,9 +487,14 @@ impl Vmm {
 
     /// When to look after operations that wait for the guest.
     fn next_look(&self) -> Option<Instant> {
-        let tick = Instant::now() + TICK;
-        let deadlines = self.pending.iter().map(|p| p.deadline.min(tick));
-        deadlines.min()
+        let now = Instant::now();
+        let tick = now + TICK;
+        let looks = self.pending.iter().map(|wait| match wait.deadline {
+            // One that is not over by its deadline, because the guest is paused, is looked at now and then.
+            passed if passed <= now => tick,
+            deadline => deadline.min(tick),
+        });
+        looks.min()
     }
 
     /// Tells how far waits are, drops those that were cancelled, and ends the machine whose time is up.

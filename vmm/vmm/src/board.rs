@@ -179,10 +179,15 @@ impl Board {
 
     /// Says how far an operation is.
     pub(crate) fn progress(&self, id: u64, cancellable: bool, progress: Progress) {
-        self.edit().change(id, |operation| {
-            operation.cancellable = cancellable;
-            operation.progress = progress;
-        });
+        let mut edit = self.edit();
+        let known = |o: &Operation| o.cancellable == cancellable && o.progress == progress;
+        // Only news is an event: whoever can wake the owner must not push others out of the replay.
+        if !edit.content.find(id).is_some_and(known) {
+            edit.change(id, |operation| {
+                operation.cancellable = cancellable;
+                operation.progress = progress;
+            });
+        }
     }
 
     /// Ends an operation.
@@ -321,5 +326,87 @@ impl Drop for Edit<'_> {
         if last != self.before {
             self.board.last_event.send_replace(last);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_an_event_only_when_it_is_news() {
+        let board = Board::new();
+        board.enter(Phase::Running);
+        let id = board.ask(OperationKind::Stop, None).unwrap().id;
+        assert_eq!(board.begin(id), Admission::Now);
+        let progress = |done| Progress {
+            done,
+            total: 30,
+            what: "waiting".into(),
+        };
+        board.progress(id, true, progress(1));
+        let last = board.events(0, usize::MAX).len();
+        board.progress(id, true, progress(1));
+        assert_eq!(board.events(0, usize::MAX).len(), last);
+        board.progress(id, true, progress(2));
+        assert_eq!(board.events(0, usize::MAX).len(), last + 1);
+    }
+
+    #[test]
+    fn what_is_asked_waits_its_turn_and_is_bounded() {
+        let board = Board::new();
+        board.enter(Phase::Running);
+        let pause = board.ask(OperationKind::Pause, None).unwrap().id;
+        let reset = board.ask(OperationKind::Reset, None).unwrap().id;
+        assert_eq!(board.begin(reset), Admission::After(OperationKind::Pause));
+        assert_eq!(board.begin(pause), Admission::Now);
+        board.finish(pause, Ok(()));
+        assert_eq!(board.begin(reset), Admission::Now);
+        board.finish(reset, Err(Problem::new(Code::Failed, "no")));
+        let states: Vec<_> = board.operations().iter().map(|o| o.state).collect();
+        assert_eq!(states, [OperationState::Done, OperationState::Failed]);
+        for _ in 0..MOST_OPERATIONS {
+            board.ask(OperationKind::Nmi, None).unwrap();
+        }
+        let refused = board.ask(OperationKind::Nmi, None).unwrap_err();
+        assert_eq!(refused.code, Code::Busy);
+        board.ask(OperationKind::Kill, None).unwrap();
+    }
+
+    #[test]
+    fn the_end_ends_what_was_asked() {
+        let board = Board::new();
+        board.enter(Phase::Running);
+        let stop = board.ask(OperationKind::Stop, None).unwrap().id;
+        let nmi = board.ask(OperationKind::Nmi, None);
+        let follower = board.follow();
+        board.end("stopped".into(), None);
+        assert!(follower.has_changed().unwrap());
+        assert_eq!(board.operation(stop).unwrap().state, OperationState::Done);
+        if let Ok(nmi) = nmi {
+            assert_eq!(
+                board.operation(nmi.id).unwrap().state,
+                OperationState::Failed
+            );
+        }
+        assert_eq!(board.phase(), Phase::Ended);
+        let refused = board.ask(OperationKind::Reset, None).unwrap_err();
+        assert_eq!(refused.code, Code::Ended);
+    }
+
+    #[test]
+    fn events_and_ended_operations_are_kept_up_to_a_bound() {
+        let board = Board::new();
+        board.enter(Phase::Running);
+        for _ in 0..2 * KEPT_OPERATIONS {
+            let id = board.ask(OperationKind::Nmi, None).unwrap().id;
+            assert_eq!(board.begin(id), Admission::Now);
+            board.finish(id, Ok(()));
+        }
+        assert_eq!(board.operations().len(), KEPT_OPERATIONS);
+        let events = board.events(0, usize::MAX);
+        assert_eq!(events.len(), KEPT_EVENTS);
+        let numbers: Vec<_> = events.iter().map(|e| e.sequence).collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1));
     }
 }

@@ -30,7 +30,28 @@ fn in_lab(name: &str, env: &[(&str, &Path)]) {
         .map(|(key, value)| (key.into(), value.into()))
         .collect();
     command.env.push(("RUST_BACKTRACE".into(), "1".into()));
-    let output = Lab::default().run(&command).unwrap().success().unwrap();
+    let passed = |lab: Lab| {
+        let output = lab.run(&command)?.success()?;
+        anyhow::ensure!(
+            output.text().contains("test result: ok. 1 passed"),
+            "{}",
+            output.text()
+        );
+        anyhow::Ok(output)
+    };
+    let output = match passed(Lab::default()) {
+        Ok(output) => output,
+        // QEMU's emulation of AMD-V has a rare fault with several processors, which stops one of the kernels or
+        // all of them (`EMULATOR_FAULTS` in this crate). With one it has not.
+        Err(error) => {
+            println!("{error:#}; once more with one processor");
+            let lab = Lab {
+                cpus: 1,
+                ..Lab::default()
+            };
+            passed(lab).unwrap()
+        }
+    };
     let text = output.text();
     println!("{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("test result: ok. 1 passed"), "{text}");
