@@ -110,7 +110,13 @@ fn demo(stages: &mut Stages, is_interactive: bool, built: Option<PathBuf>) -> Re
             stages.remark(format!("{why}: the guest boots in the lab"));
             println!("{why}, so the demo runs in an emulated machine that has one: the lab.");
             let disk = guest.disk.clone();
-            let booted = boot_in_lab(stages, &mut guest, &program, is_interactive, Lab::default());
+            let booted = boot_in_lab(
+                stages,
+                &mut guest,
+                &program,
+                is_interactive,
+                &Lab::default(),
+            );
             match booted {
                 Err(error) if !is_interactive && is_the_emulators(&error) => {
                     println!(
@@ -121,7 +127,7 @@ fn demo(stages: &mut Stages, is_interactive: bool, built: Option<PathBuf>) -> Re
                         cpus: 1,
                         ..Lab::default()
                     };
-                    boot_in_lab(stages, &mut guest, &program, false, lab)
+                    boot_in_lab(stages, &mut guest, &program, false, &lab)
                 }
                 booted => booted,
             }
@@ -171,7 +177,7 @@ fn boot_in_lab(
     guest: &mut Guest,
     program: &Path,
     is_interactive: bool,
-    lab: Lab,
+    lab: &Lab,
 ) -> Result<()> {
     stages.run("prepare the lab", Lab::prepare)?;
     let mut session = stages.run("boot the lab", || lab.boot())?;
