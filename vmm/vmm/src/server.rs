@@ -3,6 +3,26 @@
 //! It stands on the [`Control`] of a machine and waits for the machine's owner nowhere. A client that hangs,
 //! floods or goes away costs a bounded amount of memory and nobody else's time.
 
+/// The paths of a module and what answers them, once for the router and once for the document: describing all
+/// of it takes memory and time that a machine's start does not have.
+macro_rules! surface {
+    ($($path:path: $first:ident($first_handler:ident) $(. $next:ident($next_handler:ident))*),* $(,)?) => {
+        /// Adds the routes.
+        pub(super) fn route(router: axum::Router<Services>) -> axum::Router<Services> {
+            router
+                $(.route($path, axum::routing::$first($first_handler)$(.$next($next_handler))*))*
+        }
+
+        /// Adds their descriptions.
+        pub(super) fn describe_to(
+            router: utoipa_axum::router::OpenApiRouter<Services>,
+        ) -> utoipa_axum::router::OpenApiRouter<Services> {
+            router
+                $(.routes(utoipa_axum::routes!($first_handler $(, $next_handler)*)))*
+        }
+    };
+}
+
 mod answer;
 mod console;
 mod extract;

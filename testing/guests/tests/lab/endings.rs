@@ -37,10 +37,15 @@ const KILLED: GuestTest = GuestTest {
         holds "first came up" await "said: up"
         expect "first had a helper" slirp4netns "$(running slirp4netns)"
         # Its disk is locked: another machine must not have it.
-        boot </dev/null >$D/second 2>&1 &
+        (export NYX_RUNTIME_DIR=$D/other; boot) </dev/null >$D/second 2>&1 &
         wait $!
         expect "second was refused" 1 $?
         holds "second was told why" grep -qi "lock\|in use" $D/second
+        # Nor may it have its name.
+        boot </dev/null >$D/second 2>&1 &
+        wait $!
+        expect "its name is taken" 1 $?
+        holds "and that is said" grep -q "a machine called .killed. runs already" $D/second
         kill -9 $nyx
         finish
         expect "killed" 137 $code

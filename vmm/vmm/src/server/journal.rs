@@ -21,14 +21,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 use utoipa::IntoParams;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
-pub(super) fn routed() -> OpenApiRouter<Services> {
-    OpenApiRouter::new()
-        .routes(routes!(logs))
-        .routes(routes!(filter, set_filter))
-        .routes(routes!(trace, set_tracing))
+surface! {
+    paths::LOGS: get(logs),
+    paths::LOG_FILTER: get(filter).put(set_filter),
+    paths::TRACE: get(trace).put(set_tracing),
 }
 
 fn journal(services: &Services) -> Answer<Journal> {

@@ -19,20 +19,17 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Arc;
 use utoipa::IntoParams;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
-pub(super) fn routed() -> OpenApiRouter<Services> {
-    OpenApiRouter::new()
-        .routes(routes!(metrics))
-        .routes(routes!(report))
-        .routes(routes!(samples))
-        .routes(routes!(health))
-        .routes(routes!(vcpus))
-        .routes(routes!(registers))
-        .routes(routes!(memory))
-        .routes(routes!(listen_for_gdb, close_gdb))
-        .routes(routes!(why))
+surface! {
+    paths::METRICS: get(metrics),
+    paths::REPORT: get(report),
+    paths::SAMPLES: get(samples),
+    paths::HEALTH: get(health),
+    paths::VCPUS: get(vcpus),
+    paths::REGISTERS: get(registers),
+    paths::MEMORY: get(memory),
+    paths::GDB: put(listen_for_gdb).delete(close_gdb),
+    paths::WHY: get(why),
 }
 
 fn not_yet() -> Refusal {

@@ -24,7 +24,6 @@ use std::time::Duration;
 use utoipa::openapi::OpenApi;
 use utoipa::{IntoParams, OpenApi as _};
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
 pub(super) type Answer<T> = Result<T, Refusal>;
 
@@ -46,37 +45,36 @@ pub(super) type Answer<T> = Result<T, Refusal>;
 )]
 struct Document;
 
-fn routed() -> OpenApiRouter<Services> {
-    OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(describe))
-        .routes(routes!(config))
-        .routes(routes!(plan))
-        .routes(routes!(pause))
-        .routes(routes!(resume))
-        .routes(routes!(power_button))
-        .routes(routes!(reset))
-        .routes(routes!(stop))
-        .routes(routes!(kill))
-        .routes(routes!(nmi))
-        .routes(routes!(disks, add_disk))
-        .routes(routes!(remove_disk))
-        .routes(routes!(nets, add_net))
-        .routes(routes!(remove_net))
-        .routes(routes!(consoles))
-        .routes(routes!(join_console))
-        .routes(routes!(inspect))
-        .routes(routes!(inspect_part))
-        .routes(routes!(events))
-        .routes(routes!(operations))
-        .routes(routes!(operation, cancel))
-        .merge(journal::routed())
-        .merge(look::routed())
-        .routes(routes!(openapi))
+surface! {
+    paths::MACHINE: get(describe),
+    paths::CONFIG: get(config),
+    paths::PLAN: get(plan),
+    paths::PAUSE: post(pause),
+    paths::RESUME: post(resume),
+    paths::POWER_BUTTON: post(power_button),
+    paths::RESET: post(reset),
+    paths::STOP: post(stop),
+    paths::KILL: post(kill),
+    paths::NMI: post(nmi),
+    paths::DISKS: get(disks).post(add_disk),
+    paths::DISK: delete(remove_disk),
+    paths::NETS: get(nets).post(add_net),
+    paths::NET: delete(remove_net),
+    paths::CONSOLES: get(consoles),
+    paths::CONSOLE: get(join_console),
+    paths::INSPECT: get(inspect),
+    paths::INSPECT_PART: get(inspect_part),
+    paths::EVENTS: get(events),
+    paths::OPERATIONS: get(operations),
+    paths::OPERATION: get(operation).delete(cancel),
+    paths::OPENAPI: get(openapi),
 }
 
 /// The OpenAPI document of the control socket.
 pub fn document() -> OpenApi {
-    let mut document = routed().to_openapi();
+    let described = describe_to(OpenApiRouter::with_openapi(Document::openapi()));
+    let mut described = look::describe_to(journal::describe_to(described));
+    let mut document = described.to_openapi();
     // A path of several parts is `{*path}` for the router and `{path}` for OpenAPI.
     let paths = std::mem::take(&mut document.paths.paths);
     let plain = |(path, item): (String, _)| (path.replace("{*", "{"), item);
@@ -91,8 +89,7 @@ pub fn document_text() -> String {
 }
 
 pub(super) fn router(services: Services) -> Router {
-    let (router, _) = routed().split_for_parts();
-    router
+    look::route(journal::route(route(Router::new())))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(services)
