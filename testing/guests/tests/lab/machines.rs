@@ -3,7 +3,7 @@
 use nyx_guest_tests::{GuestTest, Image};
 use nyx_harness::guests::Flavour;
 
-pub(crate) const ALL: &[&GuestTest] = &[&PLATFORM, &LARGE, &MMIO];
+pub(crate) const ALL: &[&GuestTest] = &[&PLATFORM, &LARGE, &MMIO, &LOOKED_INTO];
 
 /// The stock kernel for everything finds nothing to complain about.
 const PLATFORM: GuestTest = GuestTest {
@@ -101,5 +101,31 @@ const MMIO: GuestTest = GuestTest {
     after: r#"
         holds "virtio console arrived" grep -q "hello from hvc0" $D/hvc
     "#,
+    ..GuestTest::NOTHING
+};
+
+/// A kernel that was moved (KASLR) is looked into from outside: stacks by its own symbols, and a debugger.
+const LOOKED_INTO: GuestTest = GuestTest {
+    name: "looked_into",
+    image: Image::BzImage,
+    options: "--cpus 2 --memory 256M --trace",
+    guest: r#"
+        say "up"
+        sleep 600
+    "#,
+    beside: r#"
+        holds "the guest came up" await "said: up"
+        $NYX stack looked_into >$D/stacks 2>$D/complaints
+        holds "idle processors are seen to idle" grep -qE "do_idle|cpu_startup_entry|default_idle" $D/stacks
+        holds "stacks begin where the kernel did" grep -qE "secondary_startup_64|start_kernel|rest_init" $D/stacks
+        holds "a debugger may connect" $NYX debug looked_into --gdb 127.0.0.1:7777
+        gdb -nx -batch -ex "target remote 127.0.0.1:7777" -ex "info threads" -ex "info registers rip cr3" -ex detach >$D/gdb 2>&1
+        expect "a thread for each vCPU" 2 "$(grep -c 'vCPU [01]' $D/gdb)"
+        holds "and its control registers" grep -q "^cr3" $D/gdb
+        holds "spans of the boot were kept" sh -c "$NYX trace looked_into -O - | grep -q '\"name\":\"assemble\"'"
+        holds "the guest goes on" sh -c "$NYX describe looked_into | grep -q 'Phase *running'"
+        $NYX stop looked_into --timeout 0 >/dev/null
+    "#,
+    exit: 6,
     ..GuestTest::NOTHING
 };

@@ -17,6 +17,7 @@ mod networks;
 
 use anyhow::Result;
 use nyx_guest_tests::{Ground, GuestTest, Report};
+use nyx_harness::packages::{DEBUGGER, install};
 
 const ALL: [&[&GuestTest]; 6] = [
     machines::ALL,
@@ -57,6 +58,8 @@ fn run_judged(tests: &[&GuestTest], judge: impl Fn(&GuestTest, &mut Report) -> R
 #[test]
 #[ignore = "boots the lab"]
 fn lab_guests_find_their_machine() {
+    // One of them is looked into with it.
+    install(DEBUGGER).unwrap();
     run(machines::ALL);
 }
 

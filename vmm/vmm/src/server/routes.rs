@@ -605,3 +605,73 @@ async fn openapi() -> Response {
     let kind = [(header::CONTENT_TYPE, "application/json")];
     (kind, document_text()).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Desk, Identity};
+    use axum::body::Body;
+    use nyx_catalog::Consoles;
+    use std::sync::Arc;
+    use tokio::sync::watch;
+    use tower::ServiceExt as _;
+
+    fn app() -> (Desk, Router, watch::Sender<bool>) {
+        let desk = Desk::new(Identity::new("doc"), Consoles::default());
+        let (close, closing) = watch::channel(false);
+        let services = Services {
+            control: desk.control(),
+            gdb: "unix:/nowhere/gdb.sock".into(),
+            kill: Arc::new(|| {}),
+            closing,
+        };
+        (desk, router(services), close)
+    }
+
+    /// Every method of every path in the document reaches something that answers it, and what is not in the document
+    /// does not exist.
+    #[tokio::test]
+    async fn router_and_document_say_the_same() {
+        let (_desk, app, _close) = app();
+        let document = serde_json::to_value(document()).unwrap();
+        let mut seen = 0;
+        for (path, item) in document["paths"].as_object().unwrap() {
+            let concrete = path
+                .replace("{path}", "machine/phase")
+                .replace("{name}", "nobody")
+                .replace("{id}", "7")
+                .replace("{index}", "0");
+            for method in ["get", "put", "post", "delete", "patch"] {
+                // A stream ends when the machine does; here nothing has begun.
+                let query = if path.ends_with("/events") {
+                    "?follow=false"
+                } else {
+                    ""
+                };
+                let request = axum::http::Request::builder()
+                    .method(method.to_uppercase().as_str())
+                    .uri(format!("{concrete}{query}"))
+                    .body(Body::empty())
+                    .unwrap();
+                let answer = app.clone().oneshot(request).await.unwrap();
+                let status = answer.status().as_u16();
+                let described = item.get(method).is_some();
+                assert_eq!(status != 405, described, "{method} {path}: {status}");
+                if described {
+                    seen += 1;
+                    let told = &item[method]["responses"][status.to_string()];
+                    assert!(
+                        told.is_object(),
+                        "{method} {path}: {status} is not described"
+                    );
+                }
+            }
+        }
+        assert!(seen >= 38, "{seen}");
+        let request = axum::http::Request::get("/v1/nothing").body(Body::empty());
+        let answer = app.oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 404);
+        let kind = answer.headers()[header::CONTENT_TYPE].to_str().unwrap();
+        assert_eq!(kind, "application/problem+json");
+    }
+}
