@@ -25,6 +25,7 @@ const EMULATOR_FAULTS: &[&str] = &[
     "gave up (triple fault)",
     // A kernel whose GS is another's may also just stop. What hangs by itself hangs again.
     "did not end in time",
+    "nyx ran longer than",
 ];
 
 /// Where the masters of the Debian disks are in the lab's memory.
